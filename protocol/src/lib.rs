@@ -1,1 +1,66 @@
-//! stub
+//! What host and guest say to each other.
+//!
+//! Three kinds of vsock connections exist:
+//!
+//! | who dials | port | what it carries |
+//! |---|---|---|
+//! | agent | [`READY_PORT`] of the host | the boot [`Token`], once, then closed: the agent listens now |
+//! | host | [`AGENT_PORT`] of the guest | ttrpc, service [`agent_ttrpc`] |
+//! | agent | [`STREAM_PORT`] of the host | a [`Token`], then the raw bytes of one standard stream |
+//!
+//! AF_VSOCK is not namespaced in the guest, so a container can dial the host too. That is why a connection without a token
+//! that the host issued is closed, and why each token serves once.
+
+mod token;
+
+pub use token::{Token, TokenError};
+
+/// Version of the service definition. Host and agent must agree: both come from one build.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Context identifier of the host in AF_VSOCK.
+pub const HOST_CID: u32 = 2;
+
+/// Context identifier given to every guest: each VM has its own address space of ports, so that it need not differ.
+pub const GUEST_CID: u32 = 3;
+
+/// Guest port on which the agent serves ttrpc.
+pub const AGENT_PORT: u32 = 1024;
+
+/// Host port that the agent dials once when it listens on [`AGENT_PORT`].
+pub const READY_PORT: u32 = 1024;
+
+/// Host port for the standard streams of processes.
+pub const STREAM_PORT: u32 = 1025;
+
+/// Upper bound for one ttrpc message in either direction, in bytes.
+pub const MAX_MESSAGE_BYTES: usize = 4 << 20;
+
+/// Kernel command line parameter that carries the boot token as 32 hexadecimal digits.
+pub const BOOT_TOKEN_PARAMETER: &str = "hull.boot_token";
+
+/// Generated messages of `proto/agent.proto`.
+#[allow(
+    missing_docs,
+    unused_qualifications,
+    warnings,
+    clippy::all,
+    clippy::pedantic,
+    reason = "generated code"
+)]
+pub mod agent {
+    include!(concat!(env!("OUT_DIR"), "/agent.rs"));
+}
+
+/// Generated ttrpc client and service trait of `proto/agent.proto`.
+#[allow(
+    missing_docs,
+    unused_qualifications,
+    warnings,
+    clippy::all,
+    clippy::pedantic,
+    reason = "generated code"
+)]
+pub mod agent_ttrpc {
+    include!(concat!(env!("OUT_DIR"), "/agent_ttrpc.rs"));
+}
