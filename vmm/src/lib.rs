@@ -1,1 +1,8 @@
-//! stub
+//! Hull's virtual machine monitor.
+
+pub mod bus;
+pub mod config;
+pub mod interrupt;
+pub mod memory;
+pub mod report;
+pub mod virtio;

@@ -1,0 +1,83 @@
+//! The contract between a virtio device and its transport.
+
+use std::sync::Arc;
+
+use thiserror::Error;
+use virtio_queue::Queue;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::memory::GuestRam;
+
+/// A virtio device, seen from its transport.
+///
+/// The life of a device: made with its backend, then any number of times [`activate`](VirtioDevice::activate) and
+/// [`reset`](VirtioDevice::reset). Between the two a worker thread owns the queues; no lock is shared with it.
+pub trait VirtioDevice: Send {
+    /// Device type (virtio 1.2, section 5).
+    fn device_type(&self) -> u16;
+
+    /// Largest size of each queue: a power of two. The number of entries is the number of queues.
+    fn queue_max_sizes(&self) -> &[u16];
+
+    /// Feature bits offered, without those of the transport and the ring (`VIRTIO_F_VERSION_1`,
+    /// `VIRTIO_F_RING_INDIRECT_DESC`, `VIRTIO_F_RING_EVENT_IDX`), which the transport adds.
+    fn device_features(&self) -> u64;
+
+    /// Reads device-specific configuration space; what lies behind its end reads as zero.
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+
+    /// Writes device-specific configuration space. Most devices have nothing writable.
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
+
+    /// Starts the device: the driver has set `DRIVER_OK`. On an error the transport sets `DEVICE_NEEDS_RESET`.
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
+
+    /// Stops the worker and waits for it. The device is as new afterwards; the transport makes new queues.
+    fn reset(&mut self);
+
+    /// Stops touching guest memory until [`resume`](VirtioDevice::resume); nothing in flight is lost.
+    fn pause(&mut self);
+
+    /// Continues after [`pause`](VirtioDevice::pause).
+    fn resume(&mut self);
+}
+
+/// What a device gets when its driver is ready.
+pub struct Activation {
+    /// The guest's memory.
+    pub memory: GuestRam,
+    /// One entry for each queue that the driver enabled, with its index. Sizes and addresses are checked already.
+    pub queues: Vec<ActiveQueue>,
+    /// Signals the driver.
+    pub interrupt: Arc<dyn Interrupt>,
+    /// Feature bits that the driver accepted.
+    pub driver_features: u64,
+}
+
+/// A queue that the driver has set up.
+pub struct ActiveQueue {
+    /// Index of the queue in the device.
+    pub index: u16,
+    /// The ring.
+    pub queue: Queue,
+    /// Readable when the driver has sent an available buffer notification.
+    pub doorbell: EventFd,
+}
+
+/// Notifications from a device to its driver.
+pub trait Interrupt: Send + Sync {
+    /// Used buffer notification for one queue (virtio 1.2, section 2.3).
+    fn signal_used(&self, queue_index: u16);
+
+    /// Configuration change notification.
+    fn signal_config(&self);
+
+    /// The driver broke the rules: sets `DEVICE_NEEDS_RESET` and tells the driver (virtio 1.2, section 2.1.2). `reason` is
+    /// logged once per activation.
+    fn signal_needs_reset(&self, reason: &str);
+}
+
+/// A device can't start.
+#[derive(Debug, Error)]
+#[error("Can't activate the device: {0}")]
+pub struct ActivateError(pub String);
