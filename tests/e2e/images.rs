@@ -1,0 +1,70 @@
+//! What the container sees of its image.
+
+use std::os::unix::fs::MetadataExt;
+
+use crate::harness::{Hull, image};
+
+#[test]
+fn writes_land_in_the_overlay_and_are_gone_next_time() {
+    let hull = Hull::new();
+    let script = "cat /etc/mark 2>/dev/null; echo here > /etc/mark; cat /etc/mark";
+    assert_eq!(hull.sh(&[], script).ok(), "here\n");
+    assert_eq!(hull.sh(&[], script).ok(), "here\n");
+}
+
+#[test]
+fn whiteouts_and_opaque_directories_of_a_three_layer_image_hide_what_is_below() {
+    // Made by images/layers.sh, which lists what each layer holds.
+    let run = Hull::new().hull(["run", &image("layers"), "find", "/data"]);
+    let mut found: Vec<_> = run.ok().lines().map(str::to_owned).collect();
+    found.sort();
+    assert_eq!(
+        found,
+        [
+            "/data",
+            "/data/kept",
+            "/data/opaque",
+            "/data/opaque/new",
+            "/data/replaced"
+        ]
+    );
+    let run = Hull::new().hull(["run", &image("layers"), "cat", "/data/replaced"]);
+    assert_eq!(run.ok(), "layer 3\n");
+}
+
+#[test]
+fn a_debian_image_with_python_runs_a_script() {
+    let run = Hull::new().feed(
+        &["run", "-i", &image("python"), "python3", "-"],
+        b"import os, sys, platform\nprint(sum(range(10)), os.getpid(), sys.version_info[0])\n"
+            .to_vec(),
+    );
+    assert_eq!(run.ok(), "45 1 3\n");
+}
+
+#[test]
+fn two_containers_of_one_image_share_its_erofs_file() {
+    let hull = Hull::new();
+    let first = hull.start(&[], "echo up; sleep 600", "up");
+    let other = Hull::new();
+    let second = other.start(&[], "echo up; sleep 600", "up");
+    let erofs_of = |hull: &Hull| {
+        let pid = hull.monitors()[0];
+        let inodes: Vec<_> = std::fs::read_dir(format!("/proc/{pid}/fd"))
+            .unwrap()
+            .filter_map(|entry| {
+                let path = entry.unwrap().path();
+                let target = std::fs::read_link(&path).ok()?;
+                let is_erofs = target.to_str()?.contains("erofs");
+                is_erofs.then(|| std::fs::metadata(&path).unwrap().ino())
+            })
+            .collect();
+        assert_eq!(inodes.len(), 1);
+        inodes[0]
+    };
+    assert_eq!(erofs_of(&hull), erofs_of(&other));
+    for running in [first, second] {
+        running.signal(nix::sys::signal::Signal::SIGKILL);
+        running.finish();
+    }
+}

@@ -1,0 +1,24 @@
+//! End-to-end tests: each one starts `hull` as a user would and looks at what the user sees.
+//!
+//! They need a KVM that runs guests, so that `make test` starts them in the testbed where the local one can't.
+//! Environment: `HULL_PREFIX` (a prefix tree with `bin/hull`) and `HULL_TEST_IMAGES` (OCI layouts by name).
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "a test fails by panicking"
+)]
+
+mod harness;
+
+mod bad_input;
+mod images;
+mod isolation;
+mod lifecycle;
+mod limits;
+mod machine;
+mod process;
+mod stdio;
+mod terminal;
