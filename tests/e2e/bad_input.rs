@@ -183,9 +183,12 @@ fn manifest(layout: &Path) -> Value {
     read(&blob(layout, &index["manifests"][0]["digest"]))
 }
 
+/// What is wrong, how to make it so, and words of the answer.
+type Spoilt = (&'static str, fn(&Path), &'static [&'static str]);
+
 #[test]
 fn a_spoilt_image_is_refused_and_leaves_no_store_entry() {
-    let cases: [(&str, fn(&Path), &[&str]); 3] = [
+    let cases: [Spoilt; 3] = [
         (
             "no configuration",
             |layout| fs::remove_file(blob(layout, &manifest(layout)["config"]["digest"])).unwrap(),

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -29,23 +29,16 @@ pub struct Run {
 
 impl Hull {
     pub fn new() -> Self {
-        Self {
-            // Short, because socket paths live below it.
-            runtime: TempDir::with_prefix_in("h", "/tmp").unwrap(),
-            store: shared_store().to_owned(),
-        }
+        Self::with_store(shared_store())
     }
 
     /// With an image store of its own, at `store`.
     pub fn with_store(store: &Path) -> Self {
         Self {
+            // Short, because socket paths live below it.
+            runtime: TempDir::with_prefix_in("h", "/tmp").unwrap(),
             store: store.to_owned(),
-            ..Self::new()
         }
-    }
-
-    pub fn runtime_dir(&self) -> &Path {
-        self.runtime.path()
     }
 
     /// `hull ARGS...`, not yet started.
@@ -251,10 +244,6 @@ pub fn noise(length: usize) -> Vec<u8> {
     }
     bytes.truncate(length);
     bytes
-}
-
-pub fn terminated_by(status: ExitStatus) -> Option<i32> {
-    std::os::unix::process::ExitStatusExt::signal(&status)
 }
 
 fn shared_store() -> &'static Path {
