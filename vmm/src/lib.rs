@@ -1,5 +1,6 @@
 //! Hull's virtual machine monitor.
 
+pub mod arch;
 pub mod bus;
 pub mod config;
 pub mod interrupt;

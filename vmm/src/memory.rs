@@ -1,6 +1,320 @@
 //! All mappings of guest memory.
+//!
+//! This is one of the modules with `unsafe`: it makes the mappings that the guest runs in, and it is the only place that
+//! holds raw pointers to them. Everything else goes through [`GuestRam`] and [`EcamPages`].
+#![allow(unsafe_code, reason = "creates and owns the memory mappings of the guest")]
 
-use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
+use std::io;
+use std::ptr;
+use std::sync::Arc;
+
+use thiserror::Error;
+use vm_memory::mmap::{MmapRegion, MmapRegionError};
+use vm_memory::{GuestAddress, GuestMemory, GuestMemoryAtomic, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
+
+use crate::arch::layout;
+use crate::config::HugePages;
 
 /// Guest memory whose regions may change while devices run: each use takes a snapshot with `memory()`.
 pub type GuestRam = GuestMemoryAtomic<GuestMemoryMmap>;
+
+/// Size of a huge page, and the alignment of every mapping here.
+pub const HUGE_PAGE_BYTES: usize = 2 << 20;
+
+/// Guest memory can't be had.
+#[derive(Debug, Error)]
+pub enum MemoryError {
+    /// The host refuses the mapping.
+    #[error("The host can't give the VM {size_mib} MiB of memory")]
+    Map {
+        /// Size of the mapping.
+        size_mib: u64,
+        /// What mmap says.
+        source: io::Error,
+    },
+    /// The pool of huge pages is empty or too small.
+    #[error(
+        "The host has fewer than {pages} free 2 MiB huge pages; raise vm.nr_hugepages or use transparent huge pages"
+    )]
+    HugePages {
+        /// Number of pages asked for.
+        pages: u64,
+        /// What mmap says.
+        source: io::Error,
+    },
+    /// Huge pages come whole.
+    #[error("With 2M huge pages the memory size has to be a multiple of 2 MiB")]
+    NotWholeHugePages,
+    /// The regions don't make an address space.
+    #[error("Can't set up guest memory: {0}")]
+    Regions(String),
+}
+
+impl From<MmapRegionError> for MemoryError {
+    fn from(error: MmapRegionError) -> Self {
+        Self::Regions(error.to_string())
+    }
+}
+
+/// Maps the RAM of a VM: anonymous and private, low memory up to the hole below 4 GiB and the rest above 4 GiB.
+///
+/// The mappings live as long as the process: worker threads and KVM hold their addresses.
+pub fn create_ram(size_bytes: u64, pages: HugePages) -> Result<GuestRam, MemoryError> {
+    let regions = layout::ram_regions(size_bytes)
+        .into_iter()
+        .map(|(start, size)| {
+            let region = Mapping::new(size, pages)?.into_region()?;
+            GuestRegionMmap::new(region, start)
+                .ok_or_else(|| MemoryError::Regions(format!("region at {:#x} is past the end of memory", start.0)))
+        })
+        .collect::<Result<Vec<_>, MemoryError>>()?;
+    let memory = GuestMemoryMmap::from_regions(regions).map_err(|e| MemoryError::Regions(e.to_string()))?;
+    Ok(GuestMemoryAtomic::new(memory))
+}
+
+/// A piece of the monitor's address space that a memory slot can show to the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostRange {
+    /// Address in the guest.
+    pub guest: GuestAddress,
+    /// Address in the monitor.
+    pub host: u64,
+    /// Size in bytes.
+    pub size: u64,
+}
+
+/// Lists the regions of guest memory for KVM.
+pub fn host_ranges(memory: &GuestMemoryMmap) -> Vec<HostRange> {
+    memory
+        .iter()
+        .map(|region| HostRange { guest: region.start_addr(), host: region.as_ptr() as u64, size: region.len() })
+        .collect()
+}
+
+/// The monitor's view of the pages behind PCI configuration space (ECAM).
+///
+/// The guest reads them without an exit; only the monitor writes. Accesses are volatile and little-endian, must be aligned to their
+/// size and inside the page: others read as all ones and write nothing, as on a bus without an answer.
+#[derive(Debug, Clone)]
+pub struct EcamPages {
+    mapping: Arc<Mapping>,
+}
+
+macro_rules! ecam_access {
+    ($read:ident, $write:ident, $type:ty) => {
+        #[doc = concat!("Reads a `", stringify!($type), "`.")]
+        pub fn $read(&self, offset: usize) -> $type {
+            match self.cell(offset, size_of::<$type>()) {
+                // SAFETY: `cell` checked that the access is aligned and inside the mapping, which lives as long as `self`.
+                Some(cell) => <$type>::from_le(unsafe { ptr::read_volatile(cell.cast::<$type>()) }),
+                None => <$type>::MAX,
+            }
+        }
+
+        #[doc = concat!("Writes a `", stringify!($type), "`.")]
+        pub fn $write(&self, offset: usize, value: $type) {
+            if let Some(cell) = self.cell(offset, size_of::<$type>()) {
+                // SAFETY: as for the read. Other threads and the guest see either the old or the new value of an aligned cell;
+                // no Rust reference to these bytes exists anywhere.
+                unsafe { ptr::write_volatile(cell.cast::<$type>(), value.to_le()) }
+            }
+        }
+    };
+}
+
+impl EcamPages {
+    /// Maps one huge page of zeros and touches it, so that the guest never waits for it.
+    pub fn new() -> Result<Self, MemoryError> {
+        let mapping = Mapping::new(layout::ECAM_BYTES, HugePages::Transparent)?;
+        let pages = Self { mapping: Arc::new(mapping) };
+        for offset in (0..pages.len()).step_by(4096) {
+            pages.write_u8(offset, 0);
+        }
+        Ok(pages)
+    }
+
+    /// Size in bytes.
+    pub fn len(&self) -> usize {
+        self.mapping.size
+    }
+
+    /// Never true; here because `len` is.
+    pub fn is_empty(&self) -> bool {
+        self.mapping.size == 0
+    }
+
+    /// Where the pages are, for a memory slot at `guest`.
+    pub fn host_range(&self, guest: GuestAddress) -> HostRange {
+        HostRange { guest, host: self.mapping.start as u64, size: self.mapping.size as u64 }
+    }
+
+    ecam_access!(read_u8, write_u8, u8);
+    ecam_access!(read_u16, write_u16, u16);
+    ecam_access!(read_u32, write_u32, u32);
+
+    /// Pointer to `width` bytes at `offset`, if they are aligned and inside.
+    fn cell(&self, offset: usize, width: usize) -> Option<*mut u8> {
+        let end = offset.checked_add(width)?;
+        if end > self.mapping.size || !offset.is_multiple_of(width) {
+            return None;
+        }
+        // SAFETY: `offset` is inside the mapping.
+        Some(unsafe { self.mapping.start.add(offset) })
+    }
+}
+
+/// An anonymous private mapping, aligned to a huge page.
+#[derive(Debug)]
+struct Mapping {
+    start: *mut u8,
+    size: usize,
+}
+
+// SAFETY: the pointer is an address range that this value owns; it has no ties to a thread.
+unsafe impl Send for Mapping {}
+// SAFETY: shared access goes through volatile reads and writes of aligned cells only.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    fn new(size: usize, pages: HugePages) -> Result<Self, MemoryError> {
+        match pages {
+            HugePages::Hugetlb2M => Self::hugetlb(size),
+            HugePages::Transparent => Self::aligned(size, libc::MADV_HUGEPAGE),
+            HugePages::None => Self::aligned(size, libc::MADV_NOHUGEPAGE),
+        }
+    }
+
+    fn hugetlb(size: usize) -> Result<Self, MemoryError> {
+        if !size.is_multiple_of(HUGE_PAGE_BYTES) {
+            return Err(MemoryError::NotWholeHugePages);
+        }
+        let start = map_anonymous(size, libc::MAP_HUGETLB | libc::MAP_HUGE_2MB)
+            .map_err(|source| MemoryError::HugePages { pages: (size / HUGE_PAGE_BYTES) as u64, source })?;
+        Ok(Self { start, size })
+    }
+
+    /// Maps more than needed and gives back what is before and behind an aligned range: only whole aligned huge pages become
+    /// transparent ones.
+    fn aligned(size: usize, advice: i32) -> Result<Self, MemoryError> {
+        let fail = |source| MemoryError::Map { size_mib: size as u64 >> 20, source };
+        let reserved = size.checked_add(HUGE_PAGE_BYTES).ok_or_else(|| fail(io::Error::from_raw_os_error(libc::ENOMEM)))?;
+        let first = map_anonymous(reserved, 0).map_err(fail)?;
+        let head = first.align_offset(HUGE_PAGE_BYTES);
+        let tail = HUGE_PAGE_BYTES - head;
+        // SAFETY: both ranges are parts of the mapping just made, which nothing else knows; `head + size + tail` is its size. The
+        // advice changes no content. Failures are harmless: the ranges stay mapped, or pages stay small.
+        let start = unsafe {
+            let start = first.add(head);
+            if head > 0 {
+                libc::munmap(first.cast(), head);
+            }
+            if tail > 0 {
+                libc::munmap(start.add(size).cast(), tail);
+            }
+            libc::madvise(start.cast(), size, advice);
+            // A core dump of the monitor would contain the guest's secrets.
+            libc::madvise(start.cast(), size, libc::MADV_DONTDUMP);
+            start
+        };
+        Ok(Self { start, size })
+    }
+
+    /// Hands the range to `vm-memory`, for the rest of the process's life.
+    fn into_region(self) -> Result<MmapRegion, MemoryError> {
+        let this = std::mem::ManuallyDrop::new(self);
+        // SAFETY: the range is mapped readable and writable with these flags, and is never unmapped because `this` isn't dropped.
+        let region = unsafe {
+            MmapRegion::build_raw(
+                this.start,
+                this.size,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            )
+        };
+        Ok(region?)
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: this value owns the range and nobody can use it any more.
+        unsafe { libc::munmap(self.start.cast(), self.size) };
+    }
+}
+
+fn map_anonymous(size: usize, flags: i32) -> io::Result<*mut u8> {
+    // SAFETY: a new anonymous mapping at an address of the kernel's choice touches no existing memory.
+    let address = unsafe {
+        libc::mmap(
+            ptr::null_mut(),
+            size,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | flags,
+            -1,
+            0,
+        )
+    };
+    if address == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(address.cast())
+}
+
+/// Makes all threads share one heap arena: each further arena of the C library costs resident memory, and the monitor
+/// allocates little once the guest runs.
+pub fn limit_heap_arenas() {
+    // SAFETY: sets a number inside the allocator; called before other threads exist.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests stop at the first surprise")]
+
+    use vm_memory::{Bytes, GuestAddressSpace};
+
+    use super::*;
+
+    #[test]
+    fn ram_is_aligned_to_huge_pages_and_zeroed() {
+        let ram = create_ram(64 << 20, HugePages::Transparent).unwrap();
+        let memory = ram.memory();
+        let ranges = host_ranges(&memory);
+        assert_eq!(ranges.len(), 1);
+        assert_eq!(ranges[0].host % HUGE_PAGE_BYTES as u64, 0);
+        assert_eq!(memory.read_obj::<u64>(GuestAddress((64 << 20) - 8)).unwrap(), 0);
+    }
+
+    #[test]
+    fn ram_above_the_hole_is_split() {
+        let ram = create_ram(5 << 30, HugePages::Transparent).unwrap();
+        let memory = ram.memory();
+        assert_eq!(memory.num_regions(), 2);
+        assert!(memory.find_region(GuestAddress(layout::ECAM_START)).is_none());
+        assert!(memory.find_region(GuestAddress(4 << 30)).is_some());
+    }
+
+    #[test]
+    fn more_memory_than_the_host_has_is_a_clear_error() {
+        let error = create_ram(1 << 46, HugePages::Transparent).unwrap_err();
+        assert!(error.to_string().contains("can't give the VM"), "{error}");
+    }
+
+    #[test]
+    fn odd_sizes_do_not_fit_huge_pages() {
+        assert!(matches!(create_ram(33 << 20, HugePages::Hugetlb2M), Err(MemoryError::NotWholeHugePages)));
+    }
+
+    #[test]
+    fn ecam_accesses_are_bounded_and_aligned() {
+        let pages = EcamPages::new().unwrap();
+        pages.write_u32(0x1000, 0x1234_5678);
+        assert_eq!(pages.read_u16(0x1002), 0x1234);
+        assert_eq!(pages.read_u8(0x1000), 0x78);
+        assert_eq!(pages.read_u32(0x1001), u32::MAX, "unaligned");
+        assert_eq!(pages.read_u32(pages.len()), u32::MAX, "outside");
+        assert_eq!(pages.read_u32(usize::MAX - 3), u32::MAX, "overflow");
+        pages.write_u32(pages.len() - 2, 7);
+        pages.write_u8(usize::MAX, 7);
+    }
+}

@@ -1,0 +1,166 @@
+//! The guest's physical address map.
+//!
+//! | from | to | what |
+//! |---|---|---|
+//! | 0x500 | 0xf000 | GDT, boot parameters, page tables for the 64-bit entry |
+//! | 0x2_0000 | 0x3_0000 | kernel command line |
+//! | 0x9_fc00 | 0x10_0000 | not RAM for the guest; ACPI tables from 0xe_0000 |
+//! | 0x10_0000 | at most 3 GiB | RAM: kernel, then initramfs at the upper end |
+//! | 0xe000_0000 | + 2 MiB | PCI configuration space (ECAM), read-only for the guest |
+//! | 0xfee0_0000 | | local APICs |
+//! | 4 GiB | | the rest of RAM |
+//! | [`bar_window`] | + 64 GiB | PCI BARs |
+
+use std::ops::Range;
+
+use linux_loader::loader::bootparam::boot_e820_entry;
+use vm_memory::GuestAddress;
+
+/// Global descriptor table of the 64-bit entry.
+pub const GDT_START: GuestAddress = GuestAddress(0x500);
+/// Linux's boot parameters (the "zero page").
+pub const BOOT_PARAMS_START: GuestAddress = GuestAddress(0x7000);
+/// Initial stack pointer; Linux replaces it at once.
+pub const BOOT_STACK: GuestAddress = GuestAddress(0x8ff0);
+/// Page map level 4; the tables below it follow.
+pub const PML4_START: GuestAddress = GuestAddress(0x9000);
+/// Page directory pointer table.
+pub const PDPT_START: GuestAddress = GuestAddress(0xa000);
+/// Page directory: identity map of [`BOOT_MAPPED_BYTES`].
+pub const PD_START: GuestAddress = GuestAddress(0xb000);
+/// How much the page tables of the 64-bit entry map, from address 0.
+pub const BOOT_MAPPED_BYTES: u64 = 1 << 30;
+/// Kernel command line.
+pub const CMDLINE_START: GuestAddress = GuestAddress(0x2_0000);
+/// Longest command line with its final NUL (Linux's `COMMAND_LINE_SIZE` on x86).
+pub const CMDLINE_MAX_BYTES: usize = 2048;
+/// End of the first piece of RAM.
+pub const LOW_RAM_END: u64 = 0x9_fc00;
+/// ACPI tables; the root pointer is at the start.
+pub const ACPI_START: GuestAddress = GuestAddress(0xe_0000);
+/// End of the space for ACPI tables.
+pub const ACPI_END: u64 = 0x10_0000;
+/// Where RAM continues and kernels may be loaded.
+pub const HIMEM_START: GuestAddress = GuestAddress(0x10_0000);
+/// RAM below 4 GiB ends here at the latest.
+pub const HOLE_START: u64 = 0xc000_0000;
+/// RAM above the hole starts here.
+pub const HOLE_END: u64 = 1 << 32;
+/// PCI configuration space of bus 0.
+pub const ECAM_START: u64 = 0xe000_0000;
+/// Size of the ECAM mapping: one huge page, of which bus 0 uses the first half.
+pub const ECAM_BYTES: usize = 2 << 20;
+/// Local APICs.
+pub const LOCAL_APIC_START: u32 = 0xfee0_0000;
+/// Three pages that KVM needs on some Intel processors; below the reset vector, where no RAM is.
+pub const KVM_TSS_START: usize = 0xfffb_d000;
+/// Size of the window for PCI BARs.
+pub const BAR_WINDOW_BYTES: u64 = 64 << 30;
+/// The window for PCI BARs starts here, or behind RAM when that is higher.
+const BAR_WINDOW_LOWEST: u64 = 256 << 30;
+
+/// Transmit-only serial port.
+pub const SERIAL_PORT: u16 = 0x3f8;
+/// Ports for power: reset, sleep control, sleep status.
+pub const POWER_PORT: u16 = 0x600;
+/// Number of ports for power.
+pub const POWER_PORTS: u16 = 4;
+/// Offset of the ACPI reset register.
+pub const POWER_RESET: u16 = 0;
+/// Offset of the ACPI sleep control register.
+pub const POWER_SLEEP_CONTROL: u16 = 1;
+/// Offset of the ACPI sleep status register.
+pub const POWER_SLEEP_STATUS: u16 = 2;
+/// Value that resets when written to the reset register.
+pub const RESET_VALUE: u8 = 1;
+/// Sleep type of soft off (`_S5`).
+pub const SLEEP_TYPE_S5: u8 = 5;
+
+const E820_RAM: u32 = 1;
+const E820_RESERVED: u32 = 2;
+
+/// Splits RAM around the hole below 4 GiB.
+pub fn ram_regions(size_bytes: u64) -> Vec<(GuestAddress, usize)> {
+    let low = size_bytes.min(HOLE_START);
+    let mut regions = vec![(GuestAddress(0), to_usize(low))];
+    if size_bytes > low {
+        regions.push((GuestAddress(HOLE_END), to_usize(size_bytes - low)));
+    }
+    regions
+}
+
+/// First address behind RAM.
+pub fn ram_end(size_bytes: u64) -> u64 {
+    match size_bytes.checked_sub(HOLE_START) {
+        None | Some(0) => size_bytes,
+        Some(high) => HOLE_END + high,
+    }
+}
+
+/// Window in which PCI BARs live. It depends on the size of memory only, so that a guest finds its devices where they were.
+pub fn bar_window(ram_size_bytes: u64) -> Range<u64> {
+    let start = ram_end(ram_size_bytes).next_multiple_of(BAR_WINDOW_BYTES).max(BAR_WINDOW_LOWEST);
+    start..start + BAR_WINDOW_BYTES
+}
+
+/// The memory map that the kernel is told.
+pub fn e820(ram_size_bytes: u64) -> Vec<boot_e820_entry> {
+    let low_end = ram_size_bytes.min(HOLE_START);
+    let mut map = vec![
+        entry(0, LOW_RAM_END, E820_RAM),
+        entry(ACPI_START.0, ACPI_END, E820_RESERVED),
+        entry(HIMEM_START.0, low_end, E820_RAM),
+        entry(ECAM_START, ECAM_START + ECAM_BYTES as u64, E820_RESERVED),
+    ];
+    if ram_end(ram_size_bytes) > HOLE_END {
+        map.push(entry(HOLE_END, ram_end(ram_size_bytes), E820_RAM));
+    }
+    map
+}
+
+fn entry(start: u64, end: u64, type_: u32) -> boot_e820_entry {
+    boot_e820_entry { addr: start, size: end - start, type_ }
+}
+
+/// Lossless: this crate runs on x86-64 only.
+#[allow(clippy::cast_possible_truncation, reason = "usize has 64 bits on x86-64")]
+fn to_usize(value: u64) -> usize {
+    value as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ranges(size: u64) -> Vec<(u64, u64, u32)> {
+        e820(size).iter().map(|e| ({ e.addr }, e.addr + e.size, { e.type_ })).collect()
+    }
+
+    #[test]
+    fn small_memory_has_no_part_above_the_hole() {
+        assert_eq!(ram_regions(32 << 20), [(GuestAddress(0), 32 << 20)]);
+        assert_eq!(ram_end(HOLE_START), HOLE_START);
+        assert_eq!(ranges(32 << 20)[2], (0x10_0000, 32 << 20, E820_RAM));
+        assert_eq!(ranges(32 << 20).len(), 4);
+    }
+
+    #[test]
+    fn memory_beyond_the_hole_continues_at_4_gib() {
+        assert_eq!(ram_regions(5 << 30), [(GuestAddress(0), 3 << 30), (GuestAddress(4 << 30), 2 << 30)]);
+        assert_eq!(ram_end(5 << 30), 6 << 30);
+        assert_eq!(ranges(5 << 30)[4], (4 << 30, 6 << 30, E820_RAM));
+    }
+
+    #[test]
+    fn e820_entries_are_sorted_and_do_not_overlap() {
+        for size in [32u64 << 20, 1 << 30, 3 << 30, (3 << 30) + (2 << 20), 1 << 40] {
+            assert!(ranges(size).windows(2).all(|w| w[0].1 <= w[1].0), "{size:#x}");
+        }
+    }
+
+    #[test]
+    fn the_bar_window_is_behind_all_ram() {
+        assert_eq!(bar_window(128 << 20).start, 256 << 30);
+        assert_eq!(bar_window(1 << 40).start, (1 << 40) + (64 << 30));
+    }
+}
