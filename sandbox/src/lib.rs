@@ -1,1 +1,42 @@
-//! stub
+//! One sandbox: one microVM and the containers in it.
+//!
+//! Every front door (command line, containerd shim, OCI command) goes through this crate:
+//!
+//! | module | subject |
+//! |---|---|
+//! | [`runtime_dir`] | where running sandboxes are recorded, locked and swept |
+//! | [`locate`] | the guest's kernel and initramfs, the monitor's program |
+//! | [`sizing`] | how much memory and how many processors a VM gets |
+//! | [`monitor`] | the `hull-vmm` process, its events and how it ended |
+//! | [`sandbox`] | boot, readiness, teardown |
+//! | [`container`] | containers and their processes |
+//! | [`spec`] | OCI runtime specifications with Docker's defaults |
+//! | [`parse`] | the texts that people type: sizes, limits, environment |
+//! | [`timeline`] | boot phases |
+//!
+//! The guest is not trusted: each wait has a limit, each reply a bound, each connection a token.
+
+pub mod agent;
+pub mod container;
+pub mod error;
+pub mod locate;
+pub mod monitor;
+pub mod parse;
+pub mod runtime_dir;
+pub mod sandbox;
+pub mod sizing;
+pub mod spec;
+pub mod text;
+pub mod timeline;
+mod token_gate;
+
+pub use agent::{AgentError, AgentErrorKind};
+pub use container::{Container, ContainerConfig, Exit, Process, ProcessStreams};
+pub use error::SandboxError;
+pub use hull_vmm::config::Drive;
+pub use monitor::VmEnd;
+pub use runtime_dir::{RuntimeRoot, SandboxRecord};
+pub use sandbox::{Sandbox, SandboxConfig};
+
+#[cfg(test)]
+mod sandbox_test;

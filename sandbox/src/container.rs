@@ -1,0 +1,390 @@
+//! Containers of a sandbox and their processes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hull_protocol::agent::{
+    CloseStdinRequest, ContainerStatsRequest, ContainerStatsResponse, CreateContainerRequest,
+    DeleteContainerRequest, ExecProcessRequest, InjectedFile as InjectedFileMessage,
+    ResizeTerminalRequest, RootFilesystem, SignalProcessRequest, StartContainerRequest, Streams,
+    TerminalSize as TerminalSizeMessage, WaitProcessRequest,
+};
+use protobuf::MessageField;
+use serde::{Deserialize, Serialize};
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+use crate::agent::{CALL_TIMEOUT, CREATE_TIMEOUT};
+use crate::error::SandboxError;
+use crate::sandbox::{Sandbox, Shared};
+use crate::token_gate::Pending;
+
+/// How long the agent may take to connect the streams of a process that it has made.
+const STREAM_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What the agent needs to make a container.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ContainerConfig {
+    /// Identifier, unique in the sandbox.
+    pub id: String,
+    /// OCI runtime specification as JSON.
+    pub spec_json: String,
+    /// Serial number of the disk with the image, an EROFS file system.
+    pub image_serial: String,
+    /// No writable layer.
+    pub read_only: bool,
+    /// `name`, `uid`, `name:group`, ...; empty for the specification's own.
+    pub user: String,
+    /// Run under an init process.
+    pub use_init: bool,
+    /// Files to write before it starts.
+    pub files: Vec<InjectedFile>,
+    /// Which streams.
+    pub io: ProcessIo,
+}
+
+/// A file in the container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InjectedFile {
+    /// Absolute path in the container.
+    pub path: String,
+    /// Content.
+    pub content: String,
+    /// Permissions.
+    pub mode: u32,
+}
+
+/// Which streams a process has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessIo {
+    /// Standard input is connected.
+    pub stdin: bool,
+    /// A terminal takes the place of the three streams.
+    pub terminal: Option<TerminalSize>,
+}
+
+/// Size of a terminal in characters.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TerminalSize {
+    /// Width.
+    pub columns: u16,
+    /// Height.
+    pub rows: u16,
+}
+
+impl TerminalSize {
+    fn message(self) -> TerminalSizeMessage {
+        TerminalSizeMessage {
+            columns: self.columns.into(),
+            rows: self.rows.into(),
+            ..Default::default()
+        }
+    }
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exit {
+    /// 0 to 255; 128 + n after signal n.
+    pub status: u8,
+    /// The signal that ended it, or 0.
+    pub signal: u32,
+    /// The kernel killed a process of the container for want of memory.
+    pub oom_killed: bool,
+    /// Guest's wall clock in nanoseconds since the epoch.
+    pub exited_at_ns: u64,
+}
+
+/// The connected streams of a process.
+#[derive(Debug)]
+pub struct ProcessStreams {
+    /// Where its standard input is written.
+    pub stdin: Option<UnixStream>,
+    /// Where its standard output, or its terminal, is read.
+    pub stdout: Option<UnixStream>,
+    /// Where its standard error is read.
+    pub stderr: Option<UnixStream>,
+}
+
+/// A container that was created.
+pub struct Container {
+    init: Process,
+}
+
+/// A process in a container.
+pub struct Process {
+    shared: Arc<Shared>,
+    container_id: String,
+    /// Empty for the container's first process.
+    exec_id: String,
+}
+
+impl Sandbox {
+    /// Makes a container whose process waits for [`Container::start`].
+    pub async fn create_container(
+        &self,
+        config: ContainerConfig,
+    ) -> Result<(Container, ProcessStreams), SandboxError> {
+        let shared = self.shared();
+        let expected = ExpectedStreams::new(shared, config.io)?;
+        let request = CreateContainerRequest {
+            container_id: config.id.clone(),
+            oci_spec_json: config.spec_json.into_bytes(),
+            rootfs: MessageField::some(RootFilesystem {
+                image_serial: config.image_serial,
+                image_type: "erofs".into(),
+                read_only: config.read_only,
+                ..Default::default()
+            }),
+            streams: MessageField::some(expected.message()),
+            terminal_size: config.io.terminal.map(TerminalSize::message).into(),
+            user: config.user,
+            use_init: config.use_init,
+            files: config.files.into_iter().map(injected).collect(),
+            ..Default::default()
+        };
+        let context = ttrpc::context::with_duration(CREATE_TIMEOUT);
+        shared
+            .call(
+                "CreateContainer",
+                CREATE_TIMEOUT,
+                shared.agent.create_container(context, &request),
+            )
+            .await?;
+        shared.timeline.mark("container created");
+        let streams = expected.connected(shared).await?;
+        let init = Process {
+            shared: Arc::clone(shared),
+            container_id: config.id,
+            exec_id: String::new(),
+        };
+        Ok((Container { init }, streams))
+    }
+}
+
+impl Container {
+    /// Its first process.
+    pub fn process(&self) -> &Process {
+        &self.init
+    }
+
+    /// Lets its process run.
+    pub async fn start(&self) -> Result<(), SandboxError> {
+        let request = StartContainerRequest {
+            container_id: self.init.container_id.clone(),
+            ..Default::default()
+        };
+        let shared = &self.init.shared;
+        let start = shared.agent.start_container(context(), &request);
+        shared.call("StartContainer", CALL_TIMEOUT, start).await?;
+        shared.timeline.mark("container started");
+        Ok(())
+    }
+
+    /// Starts another process in it. `process_json` is the `process` object of an OCI runtime specification.
+    pub async fn exec(
+        &self,
+        exec_id: &str,
+        process_json: String,
+        user: &str,
+        io: ProcessIo,
+    ) -> Result<(Process, ProcessStreams), SandboxError> {
+        let shared = &self.init.shared;
+        let expected = ExpectedStreams::new(shared, io)?;
+        let request = ExecProcessRequest {
+            container_id: self.init.container_id.clone(),
+            exec_id: exec_id.into(),
+            oci_process_json: process_json.into_bytes(),
+            streams: MessageField::some(expected.message()),
+            terminal_size: io.terminal.map(TerminalSize::message).into(),
+            user: user.into(),
+            ..Default::default()
+        };
+        let context = ttrpc::context::with_duration(CREATE_TIMEOUT);
+        shared
+            .call(
+                "ExecProcess",
+                CREATE_TIMEOUT,
+                shared.agent.exec_process(context, &request),
+            )
+            .await?;
+        let streams = expected.connected(shared).await?;
+        let process = Process {
+            shared: Arc::clone(shared),
+            container_id: self.init.container_id.clone(),
+            exec_id: exec_id.into(),
+        };
+        Ok((process, streams))
+    }
+
+    /// What it uses.
+    pub async fn stats(&self) -> Result<ContainerStatsResponse, SandboxError> {
+        let request = ContainerStatsRequest {
+            container_id: self.init.container_id.clone(),
+            ..Default::default()
+        };
+        let shared = &self.init.shared;
+        let stats = shared.agent.container_stats(context(), &request);
+        shared.call("ContainerStats", CALL_TIMEOUT, stats).await
+    }
+
+    /// Removes it; with `force` also if it runs.
+    pub async fn delete(&self, force: bool) -> Result<(), SandboxError> {
+        self.init.delete(force).await
+    }
+}
+
+impl Process {
+    /// Waits for its end, or for the VM's.
+    pub async fn wait(&self) -> Result<Exit, SandboxError> {
+        let request = WaitProcessRequest {
+            container_id: self.container_id.clone(),
+            exec_id: self.exec_id.clone(),
+            ..Default::default()
+        };
+        let wait = self
+            .shared
+            .agent
+            .wait_process(ttrpc::context::Context::default(), &request);
+        let answer = self
+            .shared
+            .unbounded_call("WaitProcess", Duration::ZERO, wait)
+            .await?;
+        Ok(Exit {
+            status: u8::try_from(answer.exit_status).unwrap_or(u8::MAX),
+            signal: answer.signal,
+            oom_killed: answer.oom_killed,
+            exited_at_ns: answer.exited_at_ns,
+        })
+    }
+
+    /// Sends it a signal; with `all` to every process of the container.
+    pub async fn signal(&self, signal: u32, all: bool) -> Result<(), SandboxError> {
+        let request = SignalProcessRequest {
+            container_id: self.container_id.clone(),
+            exec_id: self.exec_id.clone(),
+            signal,
+            all,
+            ..Default::default()
+        };
+        let call = self.shared.agent.signal_process(context(), &request);
+        self.shared
+            .call("SignalProcess", CALL_TIMEOUT, call)
+            .await?;
+        Ok(())
+    }
+
+    /// Tells its terminal a new size.
+    pub async fn resize(&self, size: TerminalSize) -> Result<(), SandboxError> {
+        let request = ResizeTerminalRequest {
+            container_id: self.container_id.clone(),
+            exec_id: self.exec_id.clone(),
+            size: MessageField::some(size.message()),
+            ..Default::default()
+        };
+        let call = self.shared.agent.resize_terminal(context(), &request);
+        self.shared
+            .call("ResizeTerminal", CALL_TIMEOUT, call)
+            .await?;
+        Ok(())
+    }
+
+    /// Closes its standard input once what was written before has arrived.
+    pub async fn close_stdin(&self) -> Result<(), SandboxError> {
+        let request = CloseStdinRequest {
+            container_id: self.container_id.clone(),
+            exec_id: self.exec_id.clone(),
+            ..Default::default()
+        };
+        let call = self.shared.agent.close_stdin(context(), &request);
+        self.shared.call("CloseStdin", CALL_TIMEOUT, call).await?;
+        Ok(())
+    }
+
+    /// Forgets it after its end.
+    pub async fn delete(&self, force: bool) -> Result<(), SandboxError> {
+        let request = DeleteContainerRequest {
+            container_id: self.container_id.clone(),
+            exec_id: self.exec_id.clone(),
+            force,
+            ..Default::default()
+        };
+        let call = self.shared.agent.delete_container(context(), &request);
+        self.shared
+            .call("DeleteContainer", CALL_TIMEOUT, call)
+            .await?;
+        Ok(())
+    }
+}
+
+fn context() -> ttrpc::context::Context {
+    ttrpc::context::with_duration(CALL_TIMEOUT)
+}
+
+fn injected(file: InjectedFile) -> InjectedFileMessage {
+    InjectedFileMessage {
+        path: file.path,
+        content: file.content.into_bytes(),
+        mode: file.mode,
+        ..Default::default()
+    }
+}
+
+/// Tokens that were issued for the streams of one process.
+struct ExpectedStreams {
+    stdin: Option<Pending>,
+    stdout: Option<Pending>,
+    stderr: Option<Pending>,
+}
+
+impl ExpectedStreams {
+    fn new(shared: &Shared, io: ProcessIo) -> Result<Self, SandboxError> {
+        let expect = |wanted: bool| wanted.then(|| shared.streams.expect()).transpose();
+        Ok(Self {
+            stdin: expect(io.stdin)?,
+            stdout: expect(true)?,
+            stderr: expect(io.terminal.is_none())?,
+        })
+    }
+
+    fn message(&self) -> Streams {
+        let token = |pending: &Option<Pending>| match pending {
+            Some(pending) => pending.token().as_bytes().to_vec(),
+            None => Vec::new(),
+        };
+        Streams {
+            stdin: token(&self.stdin),
+            stdout: token(&self.stdout),
+            stderr: token(&self.stderr),
+            ..Default::default()
+        }
+    }
+
+    async fn connected(self, shared: &Shared) -> Result<ProcessStreams, SandboxError> {
+        let all = async {
+            Ok(ProcessStreams {
+                stdin: connection("standard input", self.stdin).await?,
+                stdout: connection("standard output", self.stdout).await?,
+                stderr: connection("standard error", self.stderr).await?,
+            })
+        };
+        tokio::select! {
+            biased;
+            streams = all => streams,
+            end = shared.monitor.ended() => Err(SandboxError::VmEnded(end)),
+        }
+    }
+}
+
+async fn connection(
+    name: &'static str,
+    pending: Option<Pending>,
+) -> Result<Option<UnixStream>, SandboxError> {
+    let Some(mut pending) = pending else {
+        return Ok(None);
+    };
+    match timeout(STREAM_TIMEOUT, pending.connection()).await {
+        Ok(Some(stream)) => Ok(Some(stream)),
+        _ => Err(SandboxError::StreamMissing(name)),
+    }
+}

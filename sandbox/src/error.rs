@@ -1,0 +1,99 @@
+//! What can go wrong with a sandbox.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::agent::AgentError;
+use crate::monitor::VmEnd;
+
+/// A sandbox could not be created, or ended before its time.
+#[derive(Debug, Error)]
+pub enum SandboxError {
+    /// The directory for running sandboxes can't be made or is not ours alone.
+    #[error("The runtime directory {path} can't be used")]
+    RuntimeDir {
+        /// The directory, or the file in it.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Socket addresses hold 107 bytes.
+    #[error("The runtime directory {0} is too long for a socket address")]
+    PathTooLong(PathBuf),
+    /// Names are unique among running sandboxes.
+    #[error("The name {name:?} is in use by container {id}")]
+    NameTaken {
+        /// The name.
+        name: String,
+        /// Who has it.
+        id: String,
+    },
+    /// A file that comes with Hull is missing.
+    #[error("The {what} was not found at {}", searched.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", "))]
+    Missing {
+        /// Which one.
+        what: &'static str,
+        /// Where it was looked for.
+        searched: Vec<PathBuf>,
+    },
+    /// The monitor's program can't be started.
+    #[error("{program} can't be started")]
+    Spawn {
+        /// Its path.
+        program: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A socket of the sandbox can't be used.
+    #[error("Socket {path}")]
+    Socket {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The VM has ended.
+    #[error(transparent)]
+    VmEnded(Arc<VmEnd>),
+    /// The guest did not come up in time.
+    #[error("The guest's agent did not report within {} seconds", .0.as_secs())]
+    NotReady(Duration),
+    /// The agent refused or failed a call.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    /// A standard stream was announced but never connected.
+    #[error("The guest's agent did not connect the process's {0}")]
+    StreamMissing(&'static str),
+    /// The host has no random numbers.
+    #[error("The host gave no random numbers: {0}")]
+    Random(getrandom::Error),
+}
+
+impl SandboxError {
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::RuntimeDir { .. } => Some("set HULL_RUNTIME_DIR to a directory of yours"),
+            Self::PathTooLong(_) => Some("set HULL_RUNTIME_DIR to a shorter path"),
+            Self::NameTaken { .. } => Some("choose another name or stop that container"),
+            Self::Missing { what, .. } if *what == locate_names::MONITOR => {
+                Some("install it beside hull or set HULL_VMM")
+            }
+            Self::Missing { .. } => Some("run `make install` or set HULL_GUEST_DIR"),
+            Self::NotReady(_) => Some("HULL_LOG=debug shows the guest's console"),
+            Self::VmEnded(end) => end.hint(),
+            _ => None,
+        }
+    }
+}
+
+/// Names of what [`crate::locate`] looks for, as they appear in errors.
+pub(crate) mod locate_names {
+    pub(crate) const MONITOR: &str = "virtual machine monitor hull-vmm";
+    pub(crate) const KERNEL: &str = "guest kernel vmlinux";
+    pub(crate) const INITRAMFS: &str = "guest initramfs initramfs.cpio";
+}

@@ -1,0 +1,286 @@
+//! One VM with its agent: boot, readiness, teardown.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hull_protocol::agent::Empty;
+use hull_protocol::agent_ttrpc::AgentClient;
+use hull_protocol::{BOOT_TOKEN_PARAMETER, GUEST_CID, READY_PORT, STREAM_PORT, Token};
+use hull_vmm::config::{BootSource, Console, Drive, Entropy, MachineConfig, VmConfig, Vsock};
+use tokio::time::{sleep, timeout};
+
+use crate::agent::{self, AgentError, AgentErrorKind, CALL_TIMEOUT};
+use crate::error::SandboxError;
+use crate::monitor::{Monitor, VmEnd};
+use crate::runtime_dir::{RuntimeDir, RuntimeRoot, SandboxRecord, SandboxStatus};
+use crate::timeline::{Timeline, now_ns};
+use crate::token_gate::{Pending, TokenGate};
+
+/// How long a guest may take until its agent reports.
+pub const READY_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a monitor may take to end when it is asked to.
+const TERMINATE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a killed process may take to be gone.
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the guest may take to power off by itself.
+const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(10);
+/// A lost connection mostly means that the VM ends: how long to wait for the reason.
+const REASON_TIMEOUT: Duration = Duration::from_secs(3);
+
+const VSOCK_NAME: &str = "v";
+const CONTROL_NAME: &str = "api";
+
+/// What a sandbox is made of.
+#[derive(Debug, Clone)]
+pub struct SandboxConfig {
+    /// Its entry in the runtime directory; processors and memory of the VM stand here.
+    pub record: SandboxRecord,
+    /// Where it is recorded.
+    pub root: RuntimeRoot,
+    /// The monitor's program.
+    pub monitor: PathBuf,
+    /// Guest kernel.
+    pub kernel: PathBuf,
+    /// Guest initramfs.
+    pub initramfs: PathBuf,
+    /// Disks.
+    pub drives: Vec<Drive>,
+    /// How long the guest may take until its agent reports.
+    pub ready_timeout: Duration,
+}
+
+/// A running VM whose agent answers.
+///
+/// [`Sandbox::shutdown`] waits until nothing is left. Dropping kills the monitor and removes the directory too, but does
+/// not wait.
+pub struct Sandbox {
+    shared: Arc<Shared>,
+    dir: RuntimeDir,
+    record: SandboxRecord,
+}
+
+/// What containers and processes need of their sandbox.
+pub(crate) struct Shared {
+    pub(crate) agent: AgentClient,
+    pub(crate) monitor: Monitor,
+    pub(crate) streams: TokenGate,
+    pub(crate) timeline: Arc<Timeline>,
+}
+
+impl Sandbox {
+    /// Boots a VM and returns when its agent answers. On an error nothing is left behind.
+    pub async fn create(
+        config: SandboxConfig,
+        timeline: Arc<Timeline>,
+    ) -> Result<Self, SandboxError> {
+        let dir = config.root.create(&config.record)?;
+        let socket = |port: u32| dir.path().join(format!("{VSOCK_NAME}_{port}"));
+        let ready = TokenGate::listen(&socket(READY_PORT))?;
+        let streams = TokenGate::listen(&socket(STREAM_PORT))?;
+        let mut pending = ready.expect()?;
+        let vm = vm_config(&config, dir.path(), pending.token());
+        timeline.mark("monitor spawned");
+        let monitor = Monitor::spawn(
+            &config.monitor,
+            &vm,
+            dir.path(),
+            &config.record.id,
+            Arc::clone(&timeline),
+        )?;
+        let agent = match bring_up(&config, dir.path(), &monitor, &mut pending, &timeline).await {
+            Ok(agent) => agent,
+            Err(error) => {
+                monitor.kill();
+                let _ = timeout(KILL_TIMEOUT, monitor.ended()).await;
+                return Err(error);
+            }
+        };
+        let record = SandboxRecord {
+            monitor_pid: monitor.pid(),
+            ..config.record
+        };
+        let shared = Shared {
+            agent,
+            monitor,
+            streams,
+            timeline,
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+            dir,
+            record,
+        })
+    }
+
+    /// Its entry in the runtime directory.
+    pub fn record(&self) -> &SandboxRecord {
+        &self.record
+    }
+
+    /// Boot phases.
+    pub fn timeline(&self) -> &Arc<Timeline> {
+        &self.shared.timeline
+    }
+
+    /// Records that its container runs.
+    pub fn mark_running(&mut self) -> Result<(), SandboxError> {
+        self.record.status = SandboxStatus::Running;
+        self.dir.write_record(&self.record)
+    }
+
+    /// Waits until the VM has ended, and says how.
+    pub async fn ended(&self) -> Arc<VmEnd> {
+        self.shared.monitor.ended().await
+    }
+
+    /// Powers the VM off through its agent, so that its disks are in order, then tears down as [`Sandbox::shutdown`].
+    pub async fn power_off(self) -> Arc<VmEnd> {
+        let context = ttrpc::context::with_duration(CALL_TIMEOUT);
+        let power_off = async {
+            let _ = self.shared.agent.shutdown(context, &Empty::default()).await;
+            self.shared.monitor.ended().await
+        };
+        let _ = timeout(POWER_OFF_TIMEOUT, power_off).await;
+        self.shutdown().await
+    }
+
+    /// Ends the VM at once and returns when its process and its directory are gone. Writable disks may lose what the guest
+    /// has not written back.
+    pub async fn shutdown(self) -> Arc<VmEnd> {
+        let monitor = &self.shared.monitor;
+        if monitor.end().is_none() {
+            monitor.terminate();
+            if timeout(TERMINATE_TIMEOUT, monitor.ended()).await.is_err() {
+                monitor.kill();
+                let _ = timeout(KILL_TIMEOUT, monitor.ended()).await;
+            }
+        }
+        monitor.end().unwrap_or_default()
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+}
+
+impl Shared {
+    /// Waits for a call's answer, or for the end of the VM, or for `limit`.
+    pub(crate) async fn call<T>(
+        &self,
+        what: &str,
+        limit: Duration,
+        call: impl Future<Output = ttrpc::Result<T>>,
+    ) -> Result<T, SandboxError> {
+        // ttrpc has the same limit; this one also counts what happens before its own begins.
+        let answer = timeout(
+            limit + Duration::from_secs(1),
+            self.unbounded_call(what, limit, call),
+        )
+        .await;
+        answer.unwrap_or_else(|_| {
+            let status = ttrpc::get_status(ttrpc::Code::DEADLINE_EXCEEDED, "");
+            Err(AgentError::from_ttrpc(what, limit, ttrpc::Error::RpcStatus(status)).into())
+        })
+    }
+
+    /// As [`Shared::call`], for calls that wait for something in the guest.
+    pub(crate) async fn unbounded_call<T>(
+        &self,
+        what: &str,
+        limit: Duration,
+        call: impl Future<Output = ttrpc::Result<T>>,
+    ) -> Result<T, SandboxError> {
+        let error = tokio::select! {
+            biased;
+            result = call => match result {
+                Ok(answer) => return Ok(answer),
+                Err(error) => AgentError::from_ttrpc(what, limit, error),
+            },
+            end = self.monitor.ended() => return Err(SandboxError::VmEnded(end)),
+        };
+        Err(explain(&self.monitor, error).await)
+    }
+}
+
+/// A lost connection is explained by the end of the VM, if that is the reason.
+async fn explain(monitor: &Monitor, error: AgentError) -> SandboxError {
+    if error.kind == AgentErrorKind::Disconnected
+        && let Ok(end) = timeout(REASON_TIMEOUT, monitor.ended()).await
+    {
+        return SandboxError::VmEnded(end);
+    }
+    error.into()
+}
+
+async fn bring_up(
+    config: &SandboxConfig,
+    dir: &Path,
+    monitor: &Monitor,
+    ready: &mut Pending,
+    timeline: &Timeline,
+) -> Result<AgentClient, SandboxError> {
+    let ready = async {
+        match ready.connection().await {
+            Some(_) => (),
+            // The gate lives as long as this call; never.
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        biased;
+        () = ready => (),
+        end = monitor.ended() => return Err(SandboxError::VmEnded(end)),
+        () = sleep(config.ready_timeout) => return Err(SandboxError::NotReady(config.ready_timeout)),
+    }
+    let ready_at_ns = now_ns();
+    timeline.mark_at("agent ready", ready_at_ns);
+    let uds = dir.join(VSOCK_NAME);
+    let (agent, hello) = tokio::select! {
+        biased;
+        result = agent::connect(&uds) => match result {
+            Ok(connected) => connected,
+            Err(error) => return Err(explain(monitor, error).await),
+        },
+        end = monitor.ended() => return Err(SandboxError::VmEnded(end)),
+    };
+    // The guest's clock starts with its kernel: only the distance between its two points can be compared with ours.
+    if let Some(before_ns) = hello.agent_ready_ns.checked_sub(hello.agent_started_ns)
+        && let Some(at_ns) = ready_at_ns.checked_sub(before_ns)
+    {
+        timeline.mark_at("agent started", at_ns);
+    }
+    timeline.mark("agent connected");
+    tracing::debug!(
+        agent = hello.agent_version,
+        kernel = hello.kernel_release,
+        "the guest answers"
+    );
+    Ok(agent)
+}
+
+fn vm_config(config: &SandboxConfig, dir: &Path, boot_token: Token) -> VmConfig {
+    VmConfig {
+        boot_source: BootSource {
+            kernel_image_path: config.kernel.clone(),
+            initrd_path: Some(config.initramfs.clone()),
+            boot_args: format!("{BOOT_TOKEN_PARAMETER}={boot_token}"),
+        },
+        machine_config: MachineConfig {
+            vcpu_count: config.record.vcpus,
+            mem_size_mib: config.record.memory_mib,
+            ..MachineConfig::default()
+        },
+        drives: config.drives.clone(),
+        vsock: Some(Vsock {
+            guest_cid: GUEST_CID,
+            uds_path: dir.join(VSOCK_NAME),
+        }),
+        entropy: Some(Entropy {}),
+        console: Some(Console {
+            log_path: None,
+            to_stderr: tracing::enabled!(tracing::Level::DEBUG),
+        }),
+        control_socket: Some(dir.join(CONTROL_NAME)),
+    }
+}

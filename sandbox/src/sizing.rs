@@ -1,0 +1,58 @@
+//! How large a VM is.
+
+use std::num::NonZeroU8;
+use std::thread::available_parallelism;
+
+use hull_vmm::config::MachineConfig;
+
+use crate::parse::{Cpus, MemorySize};
+
+/// What kernel, agent and page tables of a VM need beside the container, in MiB. To be measured.
+pub const OVERHEAD_MIB: u32 = 96;
+
+/// Memory of a VM whose container has no limit, in MiB.
+pub const DEFAULT_MEMORY_MIB: u32 = 512;
+
+/// Memory of the VM in MiB: what was asked for, else the container's limit plus [`OVERHEAD_MIB`], else
+/// [`DEFAULT_MEMORY_MIB`].
+pub fn memory_mib(asked: Option<MemorySize>, limit: Option<MemorySize>) -> u32 {
+    match (asked, limit) {
+        (Some(asked), _) => asked.mib_rounded_up(),
+        (None, Some(limit)) => limit.mib_rounded_up().saturating_add(OVERHEAD_MIB),
+        (None, None) => DEFAULT_MEMORY_MIB,
+    }
+    .min(MachineConfig::MAX_MEM_SIZE_MIB)
+}
+
+/// Processors of the VM: what was asked for, else enough for `cpus` (at most as many as the host has), else one.
+pub fn vcpus(asked: Option<NonZeroU8>, cpus: Option<Cpus>) -> u8 {
+    if let Some(asked) = asked {
+        return asked.get();
+    }
+    let host = available_parallelism().map_or(1, usize::from);
+    let host = u8::try_from(host).unwrap_or(MachineConfig::MAX_VCPUS);
+    cpus.map_or(1, Cpus::rounded_up)
+        .clamp(1, host.min(MachineConfig::MAX_VCPUS))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_follows_the_limit_unless_asked_otherwise() {
+        let size = |text: &str| Some(text.parse::<MemorySize>().unwrap());
+        assert_eq!(memory_mib(None, None), DEFAULT_MEMORY_MIB);
+        assert_eq!(memory_mib(None, size("50m")), 50 + OVERHEAD_MIB);
+        assert_eq!(memory_mib(size("64m"), size("50m")), 64);
+    }
+
+    #[test]
+    fn processors_are_those_asked_for_or_enough_for_the_limit() {
+        assert_eq!(vcpus(NonZeroU8::new(8), None), 8);
+        assert_eq!(vcpus(None, Some("0.5".parse().unwrap())), 1);
+        assert_eq!(vcpus(None, None), 1);
+        let host = available_parallelism().unwrap().get();
+        assert!(usize::from(vcpus(None, Some("60".parse().unwrap()))) <= host);
+    }
+}

@@ -1,0 +1,241 @@
+//! Connections from the guest that open with a token.
+//!
+//! Anything in the guest can dial the host, a container too. A connection that does not begin with a token that is waited
+//! for is closed, and each token serves once. A crowd of silent connections can't keep the agent out: beyond
+//! [`MAX_UNPROVEN`] the oldest gives way.
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use hull_protocol::Token;
+use tokio::io::AsyncReadExt;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::oneshot;
+use tokio::task::{AbortHandle, JoinHandle};
+use tokio::time::timeout;
+
+use crate::error::SandboxError;
+
+/// Connections that have not sent their token yet.
+const MAX_UNPROVEN: usize = 32;
+/// How long a connection may take to send its token.
+const TOKEN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Tokens that are waited for at the same time.
+const MAX_EXPECTED: usize = 4096;
+
+type Expected = Arc<Mutex<Vec<(Token, oneshot::Sender<UnixStream>)>>>;
+
+/// A listening socket behind which connections are sorted by their token.
+pub(crate) struct TokenGate {
+    expected: Expected,
+    acceptor: JoinHandle<()>,
+    path: PathBuf,
+}
+
+impl TokenGate {
+    /// Listens at `path`.
+    pub(crate) fn listen(path: &Path) -> Result<Self, SandboxError> {
+        let listener = UnixListener::bind(path).map_err(|source| SandboxError::Socket {
+            path: path.to_owned(),
+            source,
+        })?;
+        let expected = Expected::default();
+        Ok(Self {
+            acceptor: tokio::spawn(accept(listener, Arc::clone(&expected))),
+            expected,
+            path: path.to_owned(),
+        })
+    }
+
+    /// Issues a token and waits for its connection.
+    pub(crate) fn expect(&self) -> Result<Pending, SandboxError> {
+        let mut bytes = [0; Token::LENGTH];
+        getrandom::fill(&mut bytes).map_err(SandboxError::Random)?;
+        let token = Token::from_random(bytes);
+        let (sender, receiver) = oneshot::channel();
+        let mut expected = self.expected.lock().unwrap_or_else(PoisonError::into_inner);
+        if expected.len() >= MAX_EXPECTED {
+            return Err(SandboxError::Socket {
+                path: self.path.clone(),
+                source: io::Error::other("too many streams are waited for"),
+            });
+        }
+        expected.push((token, sender));
+        Ok(Pending {
+            token,
+            receiver,
+            expected: Arc::clone(&self.expected),
+        })
+    }
+}
+
+impl Drop for TokenGate {
+    fn drop(&mut self) {
+        self.acceptor.abort();
+    }
+}
+
+/// A connection that is waited for. Dropping withdraws the token.
+pub(crate) struct Pending {
+    token: Token,
+    receiver: oneshot::Receiver<UnixStream>,
+    expected: Expected,
+}
+
+impl Pending {
+    pub(crate) fn token(&self) -> Token {
+        self.token
+    }
+
+    /// Never resolves if nobody comes: the caller has the limit. `None` if the gate is gone.
+    pub(crate) async fn connection(&mut self) -> Option<UnixStream> {
+        (&mut self.receiver).await.ok()
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        let mut expected = self.expected.lock().unwrap_or_else(PoisonError::into_inner);
+        expected.retain(|(token, _)| *token != self.token);
+    }
+}
+
+async fn accept(listener: UnixListener, expected: Expected) {
+    let mut unproven = Unproven::default();
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                unproven.admit(tokio::spawn(prove(stream, Arc::clone(&expected))).abort_handle())
+            }
+            Err(error) => {
+                // Out of descriptors, for example: others may end meanwhile.
+                tracing::warn!(%error, "a connection from the guest was lost");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+/// Connections without a token so far; the oldest first.
+#[derive(Default)]
+struct Unproven(VecDeque<AbortHandle>);
+
+impl Unproven {
+    fn admit(&mut self, connection: AbortHandle) {
+        self.0.retain(|other| !other.is_finished());
+        if self.0.len() >= MAX_UNPROVEN
+            && let Some(oldest) = self.0.pop_front()
+        {
+            oldest.abort();
+        }
+        self.0.push_back(connection);
+    }
+}
+
+impl Drop for Unproven {
+    fn drop(&mut self) {
+        self.0.iter().for_each(AbortHandle::abort);
+    }
+}
+
+async fn prove(mut stream: UnixStream, expected: Expected) {
+    let mut bytes = [0; Token::LENGTH];
+    if !matches!(
+        timeout(TOKEN_TIMEOUT, stream.read_exact(&mut bytes)).await,
+        Ok(Ok(_))
+    ) {
+        return;
+    }
+    match take(&expected, &bytes) {
+        Some(receiver) => drop(receiver.send(stream)),
+        None => tracing::warn!("a connection from the guest had no valid token"),
+    }
+}
+
+/// Looks at every expected token, each in constant time, so that the time tells nothing about them.
+fn take(expected: &Expected, bytes: &[u8; Token::LENGTH]) -> Option<oneshot::Sender<UnixStream>> {
+    let mut expected = expected.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut found = None;
+    for (index, (token, _)) in expected.iter().enumerate() {
+        if equal(token.as_bytes(), bytes) {
+            found = Some(index);
+        }
+    }
+    found.map(|index| expected.swap_remove(index).1)
+}
+
+fn equal(a: &[u8; Token::LENGTH], b: &[u8; Token::LENGTH]) -> bool {
+    let difference = a.iter().zip(b).fold(0, |all, (a, b)| all | (a ^ b));
+    std::hint::black_box(difference) == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncWriteExt;
+
+    const SOON: Duration = Duration::from_millis(200);
+
+    fn gate() -> (tempfile::TempDir, PathBuf, TokenGate) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let gate = TokenGate::listen(&path).unwrap();
+        (dir, path, gate)
+    }
+
+    async fn dial(path: &Path, bytes: &[u8]) -> UnixStream {
+        let mut stream = UnixStream::connect(path).await.unwrap();
+        stream.write_all(bytes).await.unwrap();
+        stream
+    }
+
+    #[tokio::test]
+    async fn the_right_token_opens_once() {
+        let (_dir, path, gate) = gate();
+        let mut pending = gate.expect().unwrap();
+        let token = *pending.token().as_bytes();
+        let mut guest = dial(&path, &token).await;
+        guest.write_all(b"hello").await.unwrap();
+        let mut host = pending.connection().await.unwrap();
+        let mut bytes = [0; 5];
+        host.read_exact(&mut bytes).await.unwrap();
+        assert_eq!(&bytes, b"hello");
+        let mut again = dial(&path, &token).await;
+        assert_eq!(again.read(&mut bytes).await.unwrap(), 0, "closed");
+    }
+
+    #[tokio::test]
+    async fn a_wrong_or_withdrawn_token_is_closed_and_a_short_one_opens_nothing() {
+        let (_dir, path, gate) = gate();
+        let mut pending = gate.expect().unwrap();
+        let withdrawn = *gate.expect().unwrap().token().as_bytes();
+        for bytes in [[7; 16], withdrawn] {
+            let mut guest = dial(&path, &bytes).await;
+            assert_eq!(guest.read(&mut [0; 1]).await.unwrap(), 0);
+        }
+        let _short = dial(&path, b"abc").await;
+        assert!(timeout(SOON, pending.connection()).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_crowd_of_silent_connections_does_not_keep_the_agent_out() {
+        let (_dir, path, gate) = gate();
+        let mut pending = gate.expect().unwrap();
+        let mut crowd = Vec::new();
+        for _ in 0..3 * MAX_UNPROVEN {
+            crowd.push(dial(&path, b"x").await);
+        }
+        let _guest = dial(&path, pending.token().as_bytes()).await;
+        assert!(
+            timeout(TOKEN_TIMEOUT / 2, pending.connection())
+                .await
+                .unwrap()
+                .is_some()
+        );
+        // The first of the crowd had to go.
+        assert_eq!(crowd[0].read(&mut [0; 1]).await.unwrap(), 0);
+    }
+}
