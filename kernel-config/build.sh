@@ -10,7 +10,8 @@ readonly here
 readonly fragments=(base.config virtio.config container.config debug.config)
 readonly size_limit_bytes=$((20 * 1024 * 1024))
 
-# shellcheck source=version
+package='' package_version='' sha256=''
+# shellcheck source=/dev/null
 . "$here/version"
 readonly tarball="/usr/src/$package.tar.xz"
 
@@ -65,6 +66,7 @@ verify() {
 
 build() {
   local output=$1 work source_tree start=$SECONDS
+  rm -rf "$output"/build.*  # of a build that was killed
   work=$(mktemp -d "$output/build.XXXXXX")
   # shellcheck disable=SC2064  # expand now: the trap runs when the variable is gone
   trap "rm -rf '$work'" EXIT
