@@ -232,6 +232,11 @@ pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// By how much `make soak` multiplies the counts of `make test`.
+pub fn soak() -> usize {
+    std::env::var("HULL_SOAK").map_or(1, |factor| factor.parse().expect("HULL_SOAK is a number"))
+}
+
 /// Deterministic bytes without a period that buffers could hide.
 pub fn noise(length: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;

@@ -1,11 +1,11 @@
 //! Every way in which a VM can end: the truth at once, and nothing left behind.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::harness::{Hull, image, wait_for};
+use crate::harness::{Hull, image, soak, wait_for};
 
 #[test]
 fn killing_the_monitor_is_reported_at_once_as_137_with_a_cause() {
@@ -50,7 +50,7 @@ fn a_guest_panic_is_reported_with_the_end_of_its_console() {
 #[test]
 fn twenty_vms_in_sequence_leave_nothing() {
     let hull = Hull::new();
-    for number in 0..20 {
+    for number in 0..20 * soak() {
         assert_eq!(
             hull.sh(&[], &format!("echo {number}")).ok(),
             format!("{number}\n")
@@ -103,4 +103,39 @@ fn a_second_interrupt_is_not_needed() {
     let running = hull.start(&["--init"], "echo up; exec sleep 600", "up");
     running.signal(Signal::SIGINT);
     assert_eq!(running.finish().code, Some(130));
+}
+
+#[test]
+fn a_kill_in_any_phase_leaves_nothing() {
+    // Spread over the whole start, which takes a few seconds under emulation.
+    let step = Duration::from_millis(400);
+    for round in 0..8 * soak() {
+        let hull = Hull::new();
+        let mut child = hull
+            .command(["run", &image("busybox"), "sleep", "600"])
+            .spawn()
+            .unwrap();
+        let phase = step * u32::try_from(round % 8).unwrap()
+            + Duration::from_millis(7) * u32::try_from(round / 8 % 50).unwrap();
+        std::thread::sleep(phase);
+        match hull.monitors().first() {
+            // Half of the rounds end the monitor, if there is one already; the others the command line.
+            Some(monitor) if round % 2 == 0 => {
+                let _ = kill(Pid::from_raw(*monitor), Signal::SIGKILL);
+                let output = child.wait_with_output().unwrap();
+                let message = String::from_utf8_lossy(&output.stderr);
+                assert!(
+                    matches!(output.status.code(), Some(125 | 137)),
+                    "after {phase:?}: {:?} {message}",
+                    output.status
+                );
+                assert!(message.contains("signal 9"), "after {phase:?}: {message}");
+            }
+            _ => {
+                child.kill().unwrap();
+                child.wait().unwrap();
+            }
+        }
+        hull.assert_nothing_left();
+    }
 }
