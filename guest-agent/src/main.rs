@@ -1,1 +1,44 @@
-fn main() {}
+//! The guest agent: PID 1 of the virtual machine, runs OCI containers for the host.
+//!
+//! One static binary has four roles:
+//!
+//! | started as | role |
+//! |---|---|
+//! | PID 1 | the agent: mounts, ttrpc service, reaper ([`agent`]) |
+//! | `--create`, `--exec` | a single-threaded child of the agent that prepares one process ([`helper`]) |
+//! | `--init -- COMMAND...` | PID 1 of a container that asked for an init process ([`container_init`]) |
+
+mod agent;
+mod cgroup;
+mod container;
+mod container_init;
+mod failure;
+mod helper;
+mod identifier;
+mod init;
+mod layout;
+mod process;
+mod reaper;
+mod service;
+mod sys;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let started_ns = sys::boot_time_ns();
+    let mut arguments = std::env::args_os().skip(1);
+    let role = arguments.next();
+    match role.as_deref().and_then(|role| role.to_str()) {
+        Some(helper::CREATE) => helper::main(helper::Role::Create, arguments),
+        Some(helper::EXEC) => helper::main(helper::Role::Exec, arguments),
+        Some(container_init::FLAG) => container_init::main(arguments),
+        _ if std::process::id() == 1 => agent::main(started_ns),
+        _ => {
+            eprintln!(
+                "hull-agent {}: runs as PID 1 of a Hull virtual machine",
+                env!("CARGO_PKG_VERSION")
+            );
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! All containers by identifier: creation, exec and deletion.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use hull_protocol::agent::{
+    CreateContainerRequest, DeleteContainerRequest, ExecProcessRequest, TerminalSize,
+};
+use oci_spec::runtime::{Process as OciProcess, Spec};
+use protobuf::{Message, MessageField};
+
+use crate::container::{Container, Status, lock, removal};
+use crate::failure::{Context, Failure};
+use crate::process::Spawn;
+use crate::reaper::Reaper;
+use crate::{cgroup, helper, identifier};
+
+/// Most containers in one virtual machine.
+const MAX_CONTAINERS: usize = 256;
+
+/// The containers of this virtual machine.
+pub struct Registry {
+    reaper: Reaper,
+    program: PathBuf,
+    table: Mutex<HashMap<String, Entry>>,
+    /// Containers are created and removed one at a time, because they may share an image.
+    changing: tokio::sync::Mutex<()>,
+}
+
+enum Entry {
+    /// The identifier is taken: the container is being created or removed.
+    Reserved,
+    Live(Arc<Container>),
+}
+
+impl Registry {
+    /// An empty registry; `program` is the agent's binary.
+    pub fn new(reaper: Reaper, program: PathBuf) -> Self {
+        Self {
+            reaper,
+            program,
+            table: Mutex::default(),
+            changing: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// The container with this identifier.
+    pub fn get(&self, id: &str) -> Result<Arc<Container>, Failure> {
+        match lock(&self.table).get(id) {
+            Some(Entry::Live(container)) => Ok(container.clone()),
+            Some(Entry::Reserved) => Err(Failure::precondition(format!(
+                "container {id} is being created or removed"
+            ))),
+            None => Err(Failure::not_found(format!("no container {id}"))),
+        }
+    }
+
+    /// Creates a container; its process waits for the start.
+    pub async fn create(&self, request: CreateContainerRequest) -> Result<u32, Failure> {
+        let id = identifier::check("container_id", &request.container_id)?.to_string();
+        let image_serial =
+            identifier::check("rootfs.image_serial", &request.rootfs.image_serial)?.to_string();
+        let spec: Spec = parse(&request.oci_spec_json, "oci_spec_json")?;
+        let terminal = spec
+            .process()
+            .as_ref()
+            .and_then(|process| process.terminal())
+            .unwrap_or(false);
+
+        let _changing = self.changing.lock().await;
+        self.reserve(&id)?;
+        let spawned = Spawn {
+            reaper: &self.reaper,
+            program: &self.program,
+            role: helper::CREATE,
+            request: request.write_to_bytes().context("encode the request")?,
+            arguments: Vec::new(),
+            streams: &request.streams,
+            terminal: terminal_size(terminal, &request.terminal_size),
+            cgroup: cgroup::path(&id),
+            is_init: true,
+        }
+        .run()
+        .await;
+        match spawned {
+            Ok((init, gate)) => {
+                let pid = init.pid.as_raw().unsigned_abs();
+                let container = Container {
+                    id: id.clone(),
+                    image_serial,
+                    init: Arc::new(init),
+                    gate: Mutex::new(Some(gate)),
+                    execs: Mutex::default(),
+                };
+                lock(&self.table).insert(id, Entry::Live(Arc::new(container)));
+                Ok(pid)
+            }
+            Err(failure) => {
+                // The first failure is the one to tell.
+                if let Err(second) = removal::remove(&id).await {
+                    eprintln!("hull-agent: clean up {id}: {second}");
+                }
+                self.release_image(&image_serial);
+                lock(&self.table).remove(&id);
+                Err(failure)
+            }
+        }
+    }
+
+    /// Starts another process in a running container.
+    pub async fn exec(&self, request: ExecProcessRequest) -> Result<u32, Failure> {
+        let container = self.get(&request.container_id)?;
+        let exec_id = identifier::check("exec_id", &request.exec_id)?;
+        let process: OciProcess = parse(&request.oci_process_json, "oci_process_json")?;
+        if container.status() != Status::Running {
+            return Err(Failure::precondition("the container is not running"));
+        }
+        let reservation = container.reserve_exec(exec_id)?;
+        let (process, gate) = Spawn {
+            reaper: &self.reaper,
+            program: &self.program,
+            role: helper::EXEC,
+            request: request.write_to_bytes().context("encode the request")?,
+            arguments: vec![container.init.pid.to_string()],
+            streams: &request.streams,
+            terminal: terminal_size(process.terminal().unwrap_or(false), &request.terminal_size),
+            cgroup: cgroup::path(&container.id),
+            is_init: false,
+        }
+        .run()
+        .await?;
+        gate.opened().await?;
+        let pid = process.pid.as_raw().unsigned_abs();
+        reservation.fill(Arc::new(process));
+        Ok(pid)
+    }
+
+    /// Removes a container, or the record of an exec'd process.
+    pub async fn delete(&self, request: &DeleteContainerRequest) -> Result<(), Failure> {
+        let container = self.get(&request.container_id)?;
+        if !request.exec_id.is_empty() {
+            return container.forget_exec(&request.exec_id);
+        }
+        if container.status() == Status::Running && !request.force {
+            return Err(Failure::precondition("the container runs"));
+        }
+        let _changing = self.changing.lock().await;
+        let id = &container.id;
+        removal::kill(id, &container.init).await?;
+        lock(&self.table).insert(id.clone(), Entry::Reserved);
+        let removed = removal::remove(id).await;
+        if let Err(failure) = removed {
+            lock(&self.table).insert(id.clone(), Entry::Live(container));
+            return Err(failure);
+        }
+        lock(&self.table).remove(id);
+        self.release_image(&container.image_serial);
+        Ok(())
+    }
+
+    fn reserve(&self, id: &str) -> Result<(), Failure> {
+        let mut table = lock(&self.table);
+        if table.contains_key(id) {
+            return Err(Failure::exists(format!("container {id} exists")));
+        }
+        if table.len() >= MAX_CONTAINERS {
+            return Err(Failure::exhausted(format!(
+                "a virtual machine has at most {MAX_CONTAINERS} containers"
+            )));
+        }
+        table.insert(id.to_string(), Entry::Reserved);
+        Ok(())
+    }
+
+    /// Unmounts an image that no container uses.
+    fn release_image(&self, serial: &str) {
+        let used = lock(&self.table).values().any(
+            |entry| matches!(entry, Entry::Live(container) if container.image_serial == serial),
+        );
+        if !used {
+            removal::unmount_image(serial);
+        }
+    }
+}
+
+fn parse<T: for<'a> serde::Deserialize<'a>>(json: &[u8], field: &str) -> Result<T, Failure> {
+    serde_json::from_slice(json).map_err(|error| Failure::invalid(format!("{field}: {error}")))
+}
+
+fn terminal_size(terminal: bool, size: &MessageField<TerminalSize>) -> Option<TerminalSize> {
+    terminal.then(|| size.as_ref().cloned().unwrap_or_default())
+}

@@ -1,0 +1,91 @@
+//! PID 1 of a container that asked for one: starts the command, hands on signals, reaps what is orphaned.
+
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
+
+use nix::errno::Errno;
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{Pid, isatty, tcsetpgrp};
+
+use crate::sys;
+
+/// Flag that starts this role.
+pub const FLAG: &str = "--init";
+
+/// Runs `-- COMMAND ARGUMENTS...` and returns its exit status.
+pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let mut arguments = arguments.skip_while(|argument| argument == "--");
+    let Some(command) = arguments.next() else {
+        eprintln!("hull-init: no command");
+        return ExitCode::from(127);
+    };
+    // Blocked from the start, so that none is lost before the first wait. The command starts with an empty mask.
+    let signals = SigSet::all();
+    if let Err(error) = signals.thread_set_mask() {
+        eprintln!("hull-init: block signals: {error}");
+        return ExitCode::from(126);
+    }
+    // A process group of its own, so that Ctrl-C reaches the command once and not through us again.
+    let child = match Command::new(&command)
+        .args(arguments)
+        .process_group(0)
+        .spawn()
+    {
+        Ok(child) => child,
+        Err(error) => {
+            eprintln!("hull-init: {}: {error}", command.display());
+            let missing = error.kind() == std::io::ErrorKind::NotFound;
+            return ExitCode::from(if missing { 127 } else { 126 });
+        }
+    };
+    let Ok(pid) = i32::try_from(child.id()).map(Pid::from_raw) else {
+        return ExitCode::from(126);
+    };
+    give_terminal(pid);
+    loop {
+        match signals.wait() {
+            Ok(Signal::SIGCHLD) => {
+                if let Some(status) = reap(pid) {
+                    return ExitCode::from(status);
+                }
+            }
+            // One that has just ended is reaped next.
+            Ok(signal) => drop(kill(pid, signal)),
+            // A real-time signal, which has no name here.
+            Err(_) => {}
+        }
+    }
+}
+
+/// The command's group becomes the terminal's foreground group.
+fn give_terminal(pid: Pid) {
+    let stdin = std::io::stdin();
+    if isatty(&stdin).unwrap_or(false) {
+        // Without this, tcsetpgrp from the background would stop us.
+        let _ = sys::ignore_signal(Signal::SIGTTOU);
+        let _ = tcsetpgrp(&stdin, pid);
+    }
+}
+
+/// Reaps all that have ended; the command's exit status if it is among them.
+fn reap(command: Pid) -> Option<u8> {
+    let mut ended = None;
+    loop {
+        let status = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return ended,
+            Ok(status) => status,
+            Err(_) => continue,
+        };
+        match status {
+            WaitStatus::Exited(pid, status) if pid == command => {
+                ended = u8::try_from(status & 0xff).ok()
+            }
+            WaitStatus::Signaled(pid, signal, _) if pid == command => {
+                ended = u8::try_from(128 + signal as i32).ok()
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! The ttrpc service: requests in, answers and codes out.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use hull_protocol::{PROTOCOL_VERSION, agent, agent_ttrpc};
+use ttrpc::Result;
+use ttrpc::asynchronous::TtrpcContext;
+
+use crate::cgroup;
+use crate::container::{Container, Registry, Status};
+use crate::failure::Failure;
+use crate::init::{clock, power};
+use crate::process::Exit;
+use crate::reaper::Reaper;
+use crate::sys;
+
+/// Time for the answer to a shutdown to leave the machine.
+const ANSWER_TIME: Duration = Duration::from_millis(20);
+
+/// The agent's service.
+#[derive(Clone)]
+pub struct Service(Arc<State>);
+
+struct State {
+    containers: Registry,
+    started_ns: u64,
+    ready_ns: AtomicU64,
+}
+
+impl Service {
+    /// A service without containers. `started_ns` is the time since boot of the agent's first instruction.
+    pub fn new(reaper: Reaper, started_ns: u64) -> Self {
+        // The path after the change of root is the one before.
+        let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/init"));
+        Self(Arc::new(State {
+            containers: Registry::new(reaper, program),
+            started_ns,
+            ready_ns: AtomicU64::new(0),
+        }))
+    }
+
+    /// Notes the time since boot at which the host is told that the agent is ready.
+    pub fn ready(&self, ready_ns: u64) {
+        self.0.ready_ns.store(ready_ns, Ordering::Relaxed);
+    }
+
+    fn container(&self, id: &str) -> std::result::Result<Arc<Container>, Failure> {
+        self.0.containers.get(id)
+    }
+}
+
+#[async_trait]
+impl agent_ttrpc::Agent for Service {
+    async fn hello(
+        &self,
+        _: &TtrpcContext,
+        request: agent::HelloRequest,
+    ) -> Result<agent::HelloResponse> {
+        if request.protocol_version != PROTOCOL_VERSION {
+            return Err(Failure::precondition(format!(
+                "the host speaks protocol version {}, the agent {PROTOCOL_VERSION}",
+                request.protocol_version
+            ))
+            .into());
+        }
+        clock::set(request.wall_clock_ns)?;
+        clock::seed(&request.entropy)?;
+        let kernel =
+            nix::sys::utsname::uname().map(|names| names.release().to_string_lossy().into_owned());
+        Ok(agent::HelloResponse {
+            protocol_version: PROTOCOL_VERSION,
+            agent_version: env!("CARGO_PKG_VERSION").to_string(),
+            kernel_release: kernel.unwrap_or_default(),
+            agent_started_ns: self.0.started_ns,
+            agent_ready_ns: self.0.ready_ns.load(Ordering::Relaxed),
+            ..Default::default()
+        })
+    }
+
+    async fn create_container(
+        &self,
+        _: &TtrpcContext,
+        request: agent::CreateContainerRequest,
+    ) -> Result<agent::CreateContainerResponse> {
+        let pid = self.0.containers.create(request).await?;
+        Ok(agent::CreateContainerResponse {
+            pid,
+            ..Default::default()
+        })
+    }
+
+    async fn start_container(
+        &self,
+        _: &TtrpcContext,
+        request: agent::StartContainerRequest,
+    ) -> Result<agent::Empty> {
+        self.container(&request.container_id)?.start().await?;
+        Ok(agent::Empty::new())
+    }
+
+    async fn exec_process(
+        &self,
+        _: &TtrpcContext,
+        request: agent::ExecProcessRequest,
+    ) -> Result<agent::ExecProcessResponse> {
+        let pid = self.0.containers.exec(request).await?;
+        Ok(agent::ExecProcessResponse {
+            pid,
+            ..Default::default()
+        })
+    }
+
+    async fn signal_process(
+        &self,
+        _: &TtrpcContext,
+        request: agent::SignalProcessRequest,
+    ) -> Result<agent::Empty> {
+        let container = self.container(&request.container_id)?;
+        let signal = i32::try_from(request.signal)
+            .ok()
+            .filter(|number| (1..=sys::MAX_SIGNAL).contains(number))
+            .ok_or_else(|| {
+                Failure::invalid(format!("no signal has the number {}", request.signal))
+            })?;
+        if request.all {
+            container.signal_all(signal)?;
+        } else {
+            container.process(&request.exec_id)?.signal(signal)?;
+        }
+        Ok(agent::Empty::new())
+    }
+
+    async fn wait_process(
+        &self,
+        _: &TtrpcContext,
+        request: agent::WaitProcessRequest,
+    ) -> Result<agent::WaitProcessResponse> {
+        let process = self
+            .container(&request.container_id)?
+            .process(&request.exec_id)?;
+        let Exit { ended, oom_killed } = process.wait().await?;
+        Ok(agent::WaitProcessResponse {
+            exit_status: ended.status,
+            signal: ended.signal,
+            oom_killed,
+            exited_at_ns: ended.at_ns,
+            ..Default::default()
+        })
+    }
+
+    async fn resize_terminal(
+        &self,
+        _: &TtrpcContext,
+        request: agent::ResizeTerminalRequest,
+    ) -> Result<agent::Empty> {
+        let process = self
+            .container(&request.container_id)?
+            .process(&request.exec_id)?;
+        process.resize(request.size.columns, request.size.rows)?;
+        Ok(agent::Empty::new())
+    }
+
+    async fn close_stdin(
+        &self,
+        _: &TtrpcContext,
+        request: agent::CloseStdinRequest,
+    ) -> Result<agent::Empty> {
+        self.container(&request.container_id)?
+            .process(&request.exec_id)?
+            .close_stdin();
+        Ok(agent::Empty::new())
+    }
+
+    async fn container_state(
+        &self,
+        _: &TtrpcContext,
+        request: agent::ContainerStateRequest,
+    ) -> Result<agent::ContainerStateResponse> {
+        let container = self.container(&request.container_id)?;
+        let status = match container.status() {
+            Status::Created => agent::container_state_response::Status::CREATED,
+            Status::Running => agent::container_state_response::Status::RUNNING,
+            Status::Stopped => agent::container_state_response::Status::STOPPED,
+        };
+        let init = container.init();
+        let exit = init.exit();
+        let pids = cgroup::pids(&cgroup::path(&request.container_id));
+        Ok(agent::ContainerStateResponse {
+            status: status.into(),
+            pid: init.pid.as_raw().unsigned_abs(),
+            exit_status: exit.map_or(0, |exit| exit.ended.status),
+            oom_killed: exit.is_some_and(|exit| exit.oom_killed),
+            pids: pids.iter().map(|pid| pid.as_raw().unsigned_abs()).collect(),
+            exec_ids: container.exec_ids(),
+            ..Default::default()
+        })
+    }
+
+    async fn container_stats(
+        &self,
+        _: &TtrpcContext,
+        request: agent::ContainerStatsRequest,
+    ) -> Result<agent::ContainerStatsResponse> {
+        self.container(&request.container_id)?;
+        Ok(cgroup::stats(&cgroup::path(&request.container_id)))
+    }
+
+    async fn delete_container(
+        &self,
+        _: &TtrpcContext,
+        request: agent::DeleteContainerRequest,
+    ) -> Result<agent::Empty> {
+        self.0.containers.delete(&request).await?;
+        Ok(agent::Empty::new())
+    }
+
+    async fn shutdown(&self, _: &TtrpcContext, _: agent::Empty) -> Result<agent::Empty> {
+        power::quiesce().await;
+        tokio::spawn(async {
+            tokio::time::sleep(ANSWER_TIME).await;
+            power::off();
+        });
+        Ok(agent::Empty::new())
+    }
+}

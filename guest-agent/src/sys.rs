@@ -1,0 +1,254 @@
+//! System calls that have no safe wrapper elsewhere. The only module with `unsafe`.
+#![allow(
+    unsafe_code,
+    reason = "thin wrappers over system calls, each with its reason"
+)]
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal};
+use nix::unistd::{ForkResult, Pid};
+use tokio::io::unix::AsyncFd;
+
+/// Time since boot (CLOCK_BOOTTIME) in nanoseconds.
+pub fn boot_time_ns() -> u64 {
+    clock_ns(nix::time::ClockId::CLOCK_BOOTTIME)
+}
+
+/// Wall clock (CLOCK_REALTIME) in nanoseconds since the epoch.
+pub fn wall_clock_ns() -> u64 {
+    clock_ns(nix::time::ClockId::CLOCK_REALTIME)
+}
+
+fn clock_ns(clock: nix::time::ClockId) -> u64 {
+    let Ok(time) = nix::time::clock_gettime(clock) else {
+        return 0;
+    };
+    let seconds = u64::try_from(time.tv_sec()).unwrap_or(0);
+    let nanoseconds = u64::try_from(time.tv_nsec()).unwrap_or(0);
+    seconds
+        .saturating_mul(1_000_000_000)
+        .saturating_add(nanoseconds)
+}
+
+/// Takes ownership of a descriptor that the agent passed to this process by number.
+pub fn inherited_fd(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: fcntl with F_GETFD only looks whether the number is an open descriptor.
+    Errno::result(unsafe { libc::fcntl(fd, libc::F_GETFD) })?;
+    // SAFETY: the descriptor is open and the agent passed it for this one owner.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Registers a non-blocking descriptor with the runtime.
+pub fn register(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the AsyncFd owns the descriptor, which nothing replaces or closes while it is registered.
+    Ok(unsafe { AsyncFd::register(fd) }?)
+}
+
+/// Forks. Only for the single-threaded helper.
+pub fn fork() -> io::Result<ForkResult> {
+    // SAFETY: the helper has one thread, so that no lock is held by another one in the child.
+    Ok(unsafe { nix::unistd::fork() }?)
+}
+
+/// A descriptor for process `pid`.
+pub fn pidfd_open(pid: Pid) -> io::Result<OwnedFd> {
+    // SAFETY: pidfd_open takes two integers.
+    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) })?;
+    let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
+    // SAFETY: the kernel has just returned this descriptor to us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Sets all descriptors from 3 on to be closed by the next exec.
+pub fn close_on_exec_from_3() -> io::Result<()> {
+    // SAFETY: CLOSE_RANGE_CLOEXEC closes nothing; it only sets a flag.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            3,
+            libc::c_uint::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        )
+    };
+    Ok(Errno::result(done).map(drop)?)
+}
+
+/// Restores the signal dispositions and mask that a new program expects.
+pub fn reset_signals() -> io::Result<()> {
+    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    for signal in Signal::iterator().filter(|s| !matches!(s, Signal::SIGKILL | Signal::SIGSTOP)) {
+        // SAFETY: the default disposition runs no code of ours.
+        unsafe { nix::sys::signal::sigaction(signal, &default) }?;
+    }
+    Ok(SigSet::empty().thread_set_mask()?)
+}
+
+/// Ignores a signal.
+pub fn ignore_signal(signal: Signal) -> io::Result<()> {
+    let ignore = SigAction::new(SigHandler::SigIgn, SaFlags::empty(), SigSet::empty());
+    // SAFETY: an ignored signal runs no code of ours.
+    unsafe { nix::sys::signal::sigaction(signal, &ignore) }?;
+    Ok(())
+}
+
+/// Largest signal number.
+pub const MAX_SIGNAL: i32 = 64;
+
+/// Sends a signal by number, real-time signals too.
+pub fn kill(pid: Pid, signal: i32) -> io::Result<()> {
+    // SAFETY: kill takes two integers.
+    Ok(Errno::result(unsafe { libc::kill(pid.as_raw(), signal) }).map(drop)?)
+}
+
+/// Sets the size of a terminal (TIOCSWINSZ), given its master or its slave.
+pub fn set_terminal_size(terminal: impl AsFd, columns: u16, rows: u16) -> io::Result<()> {
+    let size = libc::winsize {
+        ws_row: rows,
+        ws_col: columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    // SAFETY: TIOCSWINSZ reads one winsize.
+    let done = unsafe { libc::ioctl(terminal.as_fd().as_raw_fd(), libc::TIOCSWINSZ, &size) };
+    Ok(Errno::result(done).map(drop)?)
+}
+
+/// Brings a network interface of this network namespace up.
+pub fn interface_up(name: &str) -> io::Result<()> {
+    let socket = nix::sys::socket::socket(
+        nix::sys::socket::AddressFamily::Inet,
+        nix::sys::socket::SockType::Datagram,
+        nix::sys::socket::SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    // SAFETY: an ifreq of zeroes is valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request
+        .ifr_name
+        .iter_mut()
+        .take(libc::IFNAMSIZ - 1)
+        .zip(name.bytes())
+    {
+        *to = from.cast_signed();
+    }
+    // SAFETY: SIOCGIFFLAGS reads the name and writes the flags of one ifreq.
+    Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &mut request) })?;
+    // SAFETY: SIOCGIFFLAGS has filled this member of the union; every bit pattern is valid.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    let up = libc::c_short::try_from(libc::IFF_UP).unwrap_or(1);
+    request.ifr_ifru.ifru_flags = flags | up;
+    // SAFETY: SIOCSIFFLAGS reads one ifreq.
+    Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &request) })?;
+    Ok(())
+}
+
+/// Largest seed that [`add_entropy`] takes, in bytes.
+pub const MAX_ENTROPY_BYTES: usize = 256;
+
+/// Gives entropy to the kernel and credits it (RNDADDENTROPY).
+pub fn add_entropy(seed: &[u8]) -> io::Result<()> {
+    #[repr(C)]
+    struct PoolInfo {
+        entropy_bits: libc::c_int,
+        size_bytes: libc::c_int,
+        buffer: [u8; MAX_ENTROPY_BYTES],
+    }
+    /// `_IOW('R', 0x03, int[2])` of linux/random.h.
+    const RNDADDENTROPY: libc::Ioctl = 0x4008_5203;
+
+    let mut pool = PoolInfo {
+        entropy_bits: 0,
+        size_bytes: 0,
+        buffer: [0; MAX_ENTROPY_BYTES],
+    };
+    let (Some(target), Ok(size)) = (pool.buffer.get_mut(..seed.len()), i32::try_from(seed.len()))
+    else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    target.copy_from_slice(seed);
+    pool.size_bytes = size;
+    pool.entropy_bits = size * 8;
+    let random = std::fs::OpenOptions::new()
+        .write(true)
+        .open("/dev/random")?;
+    // SAFETY: RNDADDENTROPY reads the two integers and `size_bytes` bytes after them, which the buffer holds.
+    let done = unsafe { libc::ioctl(random.as_raw_fd(), RNDADDENTROPY, &pool) };
+    Ok(Errno::result(done).map(drop)?)
+}
+
+/// One instruction of an eBPF program.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BpfInstruction {
+    /// Operation.
+    pub code: u8,
+    /// Destination register in the low half, source register in the high half.
+    pub registers: u8,
+    /// Jump or memory offset.
+    pub offset: i16,
+    /// Constant.
+    pub immediate: i32,
+}
+
+/// Loads a BPF_PROG_TYPE_CGROUP_DEVICE program and attaches it to a cgroup, beside programs that are there.
+pub fn attach_device_program(program: &[BpfInstruction], cgroup: impl AsFd) -> io::Result<()> {
+    const BPF_PROG_LOAD: libc::c_int = 5;
+    const BPF_PROG_ATTACH: libc::c_int = 8;
+    const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
+    const BPF_CGROUP_DEVICE: u32 = 6;
+    const BPF_F_ALLOW_MULTI: u32 = 2;
+
+    /// The head of `union bpf_attr` for BPF_PROG_LOAD; what follows it counts as zero.
+    #[repr(C)]
+    struct Load {
+        program_type: u32,
+        instruction_count: u32,
+        instructions: u64,
+        license: u64,
+        log_level: u32,
+        log_size: u32,
+        log_buffer: u64,
+        kernel_version: u32,
+        flags: u32,
+    }
+    #[repr(C)]
+    struct Attach {
+        target_fd: u32,
+        program_fd: u32,
+        attach_type: u32,
+        flags: u32,
+    }
+
+    let load = Load {
+        program_type: BPF_PROG_TYPE_CGROUP_DEVICE,
+        instruction_count: u32::try_from(program.len()).map_err(io::Error::other)?,
+        instructions: program.as_ptr() as u64,
+        license: c"Apache-2.0".as_ptr() as u64,
+        log_level: 0,
+        log_size: 0,
+        log_buffer: 0,
+        kernel_version: 0,
+        flags: 0,
+    };
+    // SAFETY: the attribute and what it points to outlive the call, and the size is the attribute's.
+    let fd = Errno::result(unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &load, size_of::<Load>())
+    })?;
+    let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
+    // SAFETY: the kernel has just returned this descriptor to us.
+    let loaded = unsafe { OwnedFd::from_raw_fd(fd) };
+    let raw = |fd: RawFd| u32::try_from(fd).map_err(io::Error::other);
+    let attach = Attach {
+        target_fd: raw(cgroup.as_fd().as_raw_fd())?,
+        program_fd: raw(loaded.as_raw_fd())?,
+        attach_type: BPF_CGROUP_DEVICE,
+        flags: BPF_F_ALLOW_MULTI,
+    };
+    // SAFETY: the attribute outlives the call, and the size is the attribute's.
+    let done =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, &attach, size_of::<Attach>()) };
+    Ok(Errno::result(done).map(drop)?)
+}
