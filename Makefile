@@ -1,0 +1,100 @@
+# Hull: secure containers, each in its own microVM. `make help` lists the targets.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+CARGO ?= cargo
+
+cache := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/hull
+release := target/x86_64-unknown-linux-gnu/release
+# Programs that are installed; the agent goes into the initramfs.
+programs := hull hull-vmm
+# Images for tests and the demonstration: made outside the clone, so that a fresh clone finds them.
+images := $(cache)/images
+scripts := tests/*.sh tests/images/*.sh tests/testbed/run tests/testbed/selftest.sh \
+	kernel-config/build.sh rootfs/*.sh bench/run.sh .ci/run
+
+export CARGO
+export HULL_TEST_IMAGES ?= $(images)
+
+.PHONY: build
+build: programs kernel initramfs ## Build everything into build/, laid out like an installation (the default)
+
+.PHONY: setup
+setup: ## Install the Debian packages that are missing (as root; otherwise say which)
+	@tests/setup.sh
+
+.PHONY: programs
+programs: setup
+	$(CARGO) build --release --locked --workspace
+	@mkdir -p build/bin
+	@for program in $(programs); do install -m 755 "$(release)/$$program" "build/bin/.$$program"; mv "build/bin/.$$program" "build/bin/$$program"; done
+
+.PHONY: kernel
+kernel: setup
+	@mkdir -p build/lib/hull
+	@kernel=$$(kernel-config/build.sh); cmp -s "$$kernel" build/lib/hull/vmlinux || install -m 644 "$$kernel" build/lib/hull/vmlinux
+
+.PHONY: initramfs
+initramfs: programs
+	@rootfs/build.sh "$(release)/hull-agent" build/lib/hull/initramfs.cpio
+
+.PHONY: run
+run: build images ## Build, then run a container in a microVM and look around in it
+	@tests/run.sh --timeout 300 tests/demo.sh
+
+.PHONY: images
+images: setup
+	@for name in busybox layers python; do tests/images/cached.sh "$$name" "$(HULL_TEST_IMAGES)/$$name"; done
+
+.PHONY: test
+test: build images ## All tests: without a VM, then end to end in VMs
+	$(CARGO) test --release --locked --workspace --exclude hull-tests
+	rootfs/test.sh "$(release)/hull-agent"
+	tests/testbed/selftest.sh
+	tests/e2e.sh
+
+.PHONY: soak
+soak: build images ## The end-to-end tests with fifty times as many VMs
+	HULL_SOAK=50 tests/e2e.sh
+
+.PHONY: bench
+bench: build ## Measure exits, memory and time against QEMU microvm; results in bench/results
+	tests/run.sh --share bench/results bench/run.sh
+
+.PHONY: lint
+lint: setup ## Format, clippy, shellcheck
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
+	shellcheck -x -P SCRIPTDIR $(scripts)
+
+.PHONY: install
+install: ## Install what `make build` built: make install PREFIX=/usr/local [DESTDIR=]
+	@[ -x build/bin/hull ] || { echo "build first: make build"; exit 1; }
+	install -d "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)$(PREFIX)/lib/hull" "$(DESTDIR)$(PREFIX)/share/doc/hull"
+	install -m 755 $(addprefix build/bin/,$(programs)) "$(DESTDIR)$(PREFIX)/bin"
+	install -m 644 build/lib/hull/vmlinux build/lib/hull/initramfs.cpio "$(DESTDIR)$(PREFIX)/lib/hull"
+	install -m 644 README.md CHANGELOG.md LICENSE "$(DESTDIR)$(PREFIX)/share/doc/hull"
+	install -d "$(DESTDIR)$(PREFIX)/share/bash-completion/completions" "$(DESTDIR)$(PREFIX)/share/zsh/site-functions" "$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d"
+	build/bin/hull completion bash >"$(DESTDIR)$(PREFIX)/share/bash-completion/completions/hull"
+	build/bin/hull completion zsh >"$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_hull"
+	build/bin/hull completion fish >"$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/hull.fish"
+
+.PHONY: uninstall
+uninstall: ## Remove what `make install` installed
+	rm -f $(addprefix "$(DESTDIR)$(PREFIX)/bin"/,$(programs))
+	rm -rf "$(DESTDIR)$(PREFIX)/lib/hull" "$(DESTDIR)$(PREFIX)/share/doc/hull"
+	rm -f "$(DESTDIR)$(PREFIX)/share/bash-completion/completions/hull" "$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_hull" "$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/hull.fish"
+
+.PHONY: clean
+clean: ## Remove what was built here (the kernel and the images stay cached outside)
+	rm -rf build target
+
+.PHONY: help
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  Variables: PREFIX (/usr/local), DESTDIR, CARGO, XDG_CACHE_HOME (kernel and images are cached there)"
