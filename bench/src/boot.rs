@@ -87,12 +87,7 @@ pub fn measure(setup: &Setup, monitor: Monitor) -> Result<Sample> {
     let wall_ms = start.elapsed().as_millis();
     let exits = tracer.finish()?;
     let memory = memory::of(child.0.id(), setup.memory_mib)?;
-    Ok(Sample {
-        monitor: monitor.name(),
-        exits,
-        memory,
-        wall_ms,
-    })
+    Ok(Sample { monitor: monitor.name(), exits, memory, wall_ms })
 }
 
 /// Ends the monitor in every case.
@@ -142,24 +137,16 @@ impl Ready {
                     stream.set_nonblocking(false)?;
                     read_token(&mut stream)
                 }),
-                Self::Vsock(listener) => {
-                    listener.accept().map(|mut stream| read_token(&mut stream))
-                }
+                Self::Vsock(listener) => listener.accept().map(|mut stream| read_token(&mut stream)),
             };
             if let Some(message) = message {
-                ensure!(
-                    message? == *TOKEN.as_bytes(),
-                    "The ready message has a wrong token"
-                );
+                ensure!(message? == *TOKEN.as_bytes(), "The ready message has a wrong token");
                 return Ok(());
             }
             if let Some(status) = child.try_wait()? {
                 bail!("The monitor ended before the agent was ready: {status}");
             }
-            ensure!(
-                start.elapsed() < BOOT_TIMEOUT,
-                "The agent is not ready after {BOOT_TIMEOUT:?}"
-            );
+            ensure!(start.elapsed() < BOOT_TIMEOUT, "The agent is not ready after {BOOT_TIMEOUT:?}");
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -187,11 +174,7 @@ mod vsock {
         pub fn bind(port: u32) -> Result<Self> {
             // SAFETY: no memory is passed; the result is checked before it is owned.
             let fd = unsafe {
-                libc::socket(
-                    libc::AF_VSOCK,
-                    libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC,
-                    0,
-                )
+                libc::socket(libc::AF_VSOCK, libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC, 0)
             };
             if fd < 0 {
                 return Err(Error::last_os_error());
@@ -200,8 +183,7 @@ mod vsock {
             let fd = unsafe { OwnedFd::from_raw_fd(fd) };
             // SAFETY: all-zero is a valid sockaddr_vm.
             let mut address: libc::sockaddr_vm = unsafe { std::mem::zeroed() };
-            address.svm_family =
-                libc::sa_family_t::try_from(libc::AF_VSOCK).map_err(Error::other)?;
+            address.svm_family = libc::sa_family_t::try_from(libc::AF_VSOCK).map_err(Error::other)?;
             address.svm_cid = libc::VMADDR_CID_ANY;
             address.svm_port = port;
             let length = libc::socklen_t::try_from(size_of_val(&address)).map_err(Error::other)?;
@@ -217,13 +199,7 @@ mod vsock {
         /// A connection, if one is waiting.
         pub fn accept(&self) -> Option<File> {
             // SAFETY: null pointers say that the peer's address is not wanted.
-            let fd = unsafe {
-                libc::accept(
-                    self.0.as_raw_fd(),
-                    std::ptr::null_mut(),
-                    std::ptr::null_mut(),
-                )
-            };
+            let fd = unsafe { libc::accept(self.0.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut()) };
             // SAFETY: a non-negative result is a descriptor that nobody else owns.
             (fd >= 0).then(|| unsafe { File::from_raw_fd(fd) })
         }

@@ -43,20 +43,15 @@ fn main() -> Result<()> {
     let mut samples: Vec<Sample> = Vec::new();
     for run in 0..=arguments.runs {
         for monitor in monitor::ALL {
-            let sample = boot::measure(&setup, monitor)
-                .with_context(|| format!("{} did not boot", monitor.name()))?;
+            let sample = boot::measure(&setup, monitor).with_context(|| format!("{} did not boot", monitor.name()))?;
             if run > 0 {
                 samples.push(sample);
             }
         }
     }
     if let Some(out) = &arguments.out {
-        let lines: Vec<String> = samples
-            .iter()
-            .map(serde_json::to_string)
-            .collect::<Result<_, _>>()?;
-        std::fs::write(out, lines.join("\n") + "\n")
-            .with_context(|| format!("Can't write {}", out.display()))?;
+        let lines: Vec<String> = samples.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
+        std::fs::write(out, lines.join("\n") + "\n").with_context(|| format!("Can't write {}", out.display()))?;
     }
     print!("{}", table::render(&samples, &setup));
     Ok(())

@@ -39,9 +39,5 @@ pub fn of(pid: u32, guest_mib: u32) -> Result<Memory> {
 }
 
 fn kib(line: &str, key: &str) -> Option<u64> {
-    line.strip_prefix(key)?
-        .trim()
-        .strip_suffix(" kB")?
-        .parse()
-        .ok()
+    line.strip_prefix(key)?.trim().strip_suffix(" kB")?.parse().ok()
 }

@@ -62,43 +62,18 @@ fn hull(setup: &Setup, dir: &Path) -> Result<Command> {
 fn qemu(setup: &Setup) -> Command {
     let mut command = Command::new("qemu-system-x86_64");
     command
-        .args([
-            "-M",
-            "microvm,pcie=on,acpi=on,pic=off,pit=off,rtc=off,isa-serial=off",
-        ])
-        .args([
-            "-enable-kvm",
-            "-cpu",
-            "host,pmu=off",
-            "-nodefaults",
-            "-no-user-config",
-        ])
-        .args([
-            "-nographic",
-            "-no-reboot",
-            "-serial",
-            "none",
-            "-monitor",
-            "none",
-        ])
+        .args(["-M", "microvm,pcie=on,acpi=on,pic=off,pit=off,rtc=off,isa-serial=off"])
+        .args(["-enable-kvm", "-cpu", "host,pmu=off", "-nodefaults", "-no-user-config"])
+        .args(["-nographic", "-no-reboot", "-serial", "none", "-monitor", "none"])
         .args(["-m", &format!("{}M", setup.memory_mib)])
         .args(["-smp", &setup.vcpus.to_string()])
         .arg("-kernel")
         .arg(&setup.kernel)
         .arg("-initrd")
         .arg(&setup.initramfs)
-        .args([
-            "-append",
-            &format!(
-                "console=hvc0 loglevel=2 reboot=t panic=-1 {}",
-                setup.boot_args
-            ),
-        ])
+        .args(["-append", &format!("console=hvc0 loglevel=2 reboot=t panic=-1 {}", setup.boot_args)])
         .arg("-drive")
-        .arg(format!(
-            "id=bench,file={},format=raw,if=none,readonly=on",
-            setup.disk.display()
-        ))
+        .arg(format!("id=bench,file={},format=raw,if=none,readonly=on", setup.disk.display()))
         .args(["-device", "virtio-blk-pci,drive=bench,serial=bench"])
         .args(["-device", "vhost-vsock-pci,guest-cid=3"])
         .args(["-device", "virtio-rng-pci"])

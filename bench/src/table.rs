@@ -17,42 +17,24 @@ pub fn render(samples: &[Sample], setup: &Setup) -> String {
         let _ = write!(text, "{:>14}", monitor.name());
     }
     text.push('\n');
-    row(&mut text, samples, "exits, counted", |sample| {
-        sample.exits.counted
-    });
-    row(&mut text, samples, "exits, all", |sample| {
-        sample.exits.total
-    });
-    let reasons: BTreeSet<&String> = samples
-        .iter()
-        .flat_map(|sample| sample.exits.by_reason.keys())
-        .collect();
+    row(&mut text, samples, "exits, counted", |sample| sample.exits.counted);
+    row(&mut text, samples, "exits, all", |sample| sample.exits.total);
+    let reasons: BTreeSet<&String> = samples.iter().flat_map(|sample| sample.exits.by_reason.keys()).collect();
     for reason in reasons {
         row(&mut text, samples, &format!("  {reason}"), |sample| {
             sample.exits.by_reason.get(reason).copied().unwrap_or(0)
         });
     }
-    row(
-        &mut text,
-        samples,
-        "memory beyond the guest's, KiB",
-        |sample| sample.memory.overhead_kib(),
-    );
-    row(&mut text, samples, "guest memory touched, KiB", |sample| {
-        sample.memory.guest_kib
-    });
-    row(&mut text, samples, "wall time, % of the peer's", |sample| {
-        ratio_percent(samples, sample)
-    });
+    row(&mut text, samples, "memory beyond the guest's, KiB", |sample| sample.memory.overhead_kib());
+    row(&mut text, samples, "guest memory touched, KiB", |sample| sample.memory.guest_kib);
+    row(&mut text, samples, "wall time, % of the peer's", |sample| ratio_percent(samples, sample));
     text
 }
 
 fn row(text: &mut String, samples: &[Sample], name: &str, value: impl Fn(&Sample) -> u64) {
     let _ = write!(text, "{name:34}");
     for monitor in monitor::ALL {
-        let values = samples
-            .iter()
-            .filter(|sample| sample.monitor == monitor.name());
+        let values = samples.iter().filter(|sample| sample.monitor == monitor.name());
         let _ = write!(text, "{:>14}", median(values.map(&value).collect()));
     }
     text.push('\n');

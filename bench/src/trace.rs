@@ -68,35 +68,22 @@ impl Tracer {
         let exits = histogram("kvm_exit")?;
         let msrs = histogram("kvm_msr")?;
         let total = exits.values().sum();
-        let by_reason: BTreeMap<String, u64> = exits
-            .iter()
-            .map(|(code, count)| (reason(*code), *count))
-            .collect();
-        let ignored: u64 = ["external interrupt", "interrupt window"]
-            .iter()
-            .filter_map(|name| by_reason.get(*name))
-            .sum::<u64>()
-            + msrs.get(&MSR_TSC_DEADLINE).unwrap_or(&0);
+        let by_reason: BTreeMap<String, u64> = exits.iter().map(|(code, count)| (reason(*code), *count)).collect();
+        let ignored: u64 =
+            ["external interrupt", "interrupt window"].iter().filter_map(|name| by_reason.get(*name)).sum::<u64>()
+                + msrs.get(&MSR_TSC_DEADLINE).unwrap_or(&0);
         let mut detail = BTreeMap::new();
         for (event, _) in KEYS.iter().skip(1) {
             detail.insert(*event, pages(event, &histogram(event)?));
         }
-        Ok(Counts {
-            total,
-            counted: total.saturating_sub(ignored),
-            by_reason,
-            detail,
-        })
+        Ok(Counts { total, counted: total.saturating_sub(ignored), by_reason, detail })
     }
 }
 
 impl Drop for Tracer {
     fn drop(&mut self) {
         for (event, key) in KEYS {
-            let _ = fs::write(
-                format!("{EVENTS}/{event}/trigger"),
-                format!("!hist:keys={key}:size=4096"),
-            );
+            let _ = fs::write(format!("{EVENTS}/{event}/trigger"), format!("!hist:keys={key}:size=4096"));
         }
     }
 }
@@ -111,11 +98,7 @@ fn reason(code: u64) -> String {
 fn pages(event: &str, counts: &BTreeMap<u64, u64>) -> BTreeMap<String, u64> {
     let mut merged = BTreeMap::new();
     for (key, count) in counts {
-        let key = if event == "kvm_mmio" {
-            key & !0xfff
-        } else {
-            *key
-        };
+        let key = if event == "kvm_mmio" { key & !0xfff } else { *key };
         *merged.entry(format!("{key:#x}")).or_insert(0) += count;
     }
     merged

@@ -40,27 +40,13 @@ pub const MAX_MESSAGE_BYTES: usize = 4 << 20;
 pub const BOOT_TOKEN_PARAMETER: &str = "hull.boot_token";
 
 /// Generated messages of `proto/agent.proto`.
-#[allow(
-    missing_docs,
-    unused_qualifications,
-    warnings,
-    clippy::all,
-    clippy::pedantic,
-    reason = "generated code"
-)]
+#[allow(missing_docs, unused_qualifications, warnings, clippy::all, clippy::pedantic, reason = "generated code")]
 pub mod agent {
     include!(concat!(env!("OUT_DIR"), "/agent.rs"));
 }
 
 /// Generated ttrpc client and service trait of `proto/agent.proto`.
-#[allow(
-    missing_docs,
-    unused_qualifications,
-    warnings,
-    clippy::all,
-    clippy::pedantic,
-    reason = "generated code"
-)]
+#[allow(missing_docs, unused_qualifications, warnings, clippy::all, clippy::pedantic, reason = "generated code")]
 pub mod agent_ttrpc {
     include!(concat!(env!("OUT_DIR"), "/agent_ttrpc.rs"));
 }

@@ -39,10 +39,7 @@ impl TryFrom<&[u8]> for Token {
     type Error = TokenError;
 
     fn try_from(bytes: &[u8]) -> Result<Self, TokenError> {
-        bytes
-            .try_into()
-            .map(Self)
-            .map_err(|_| TokenError::Length(bytes.len()))
+        bytes.try_into().map(Self).map_err(|_| TokenError::Length(bytes.len()))
     }
 }
 
@@ -89,9 +86,6 @@ mod tests {
     fn wrong_length_and_wrong_digits_are_refused() {
         assert_eq!("12".parse::<Token>(), Err(TokenError::Length(1)));
         assert_eq!("zz".repeat(16).parse::<Token>(), Err(TokenError::Digit));
-        assert_eq!(
-            Token::try_from([0u8; 15].as_slice()),
-            Err(TokenError::Length(15))
-        );
+        assert_eq!(Token::try_from([0u8; 15].as_slice()), Err(TokenError::Length(15)));
     }
 }

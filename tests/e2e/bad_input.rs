@@ -16,12 +16,7 @@ fn vmm_text(config: &str) -> Run {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("vm.json");
     fs::write(&file, config).unwrap();
-    let output = Command::new(binary("hull-vmm"))
-        .arg("run")
-        .arg("--config")
-        .arg(&file)
-        .output()
-        .unwrap();
+    let output = Command::new(binary("hull-vmm")).arg("run").arg("--config").arg(&file).output().unwrap();
     Run::from(output)
 }
 
@@ -42,55 +37,19 @@ fn refused(run: &Run, words: &[&str]) {
 fn each_wrong_field_of_a_vm_configuration_is_named() {
     let cases: [(&str, Value, &[&str]); 9] = [
         ("/unknown", json!(1), &["unknown"]),
-        (
-            "/machine-config/vcpu_count",
-            json!("two"),
-            &["machine-config.vcpu_count"],
-        ),
-        (
-            "/machine-config/vcpu_count",
-            json!(0),
-            &["machine-config.vcpu_count"],
-        ),
-        (
-            "/machine-config/vcpu_count",
-            json!(65),
-            &["machine-config.vcpu_count", "64"],
-        ),
-        (
-            "/machine-config/mem_size_mib",
-            json!(0),
-            &["machine-config.mem_size_mib", "32"],
-        ),
-        (
-            "/machine-config/huge_pages",
-            json!("3M"),
-            &["machine-config.huge_pages"],
-        ),
-        (
-            "/boot-source/kernel_image_path",
-            json!(""),
-            &["boot-source.kernel_image_path"],
-        ),
-        (
-            "/drives",
-            json!([{ "drive_id": "a/b", "path_on_host": "/dev/null" }]),
-            &["drives", "drive_id"],
-        ),
-        (
-            "/vsock",
-            json!({ "guest_cid": 2, "uds_path": "/tmp/x" }),
-            &["vsock.guest_cid"],
-        ),
+        ("/machine-config/vcpu_count", json!("two"), &["machine-config.vcpu_count"]),
+        ("/machine-config/vcpu_count", json!(0), &["machine-config.vcpu_count"]),
+        ("/machine-config/vcpu_count", json!(65), &["machine-config.vcpu_count", "64"]),
+        ("/machine-config/mem_size_mib", json!(0), &["machine-config.mem_size_mib", "32"]),
+        ("/machine-config/huge_pages", json!("3M"), &["machine-config.huge_pages"]),
+        ("/boot-source/kernel_image_path", json!(""), &["boot-source.kernel_image_path"]),
+        ("/drives", json!([{ "drive_id": "a/b", "path_on_host": "/dev/null" }]), &["drives", "drive_id"]),
+        ("/vsock", json!({ "guest_cid": 2, "uds_path": "/tmp/x" }), &["vsock.guest_cid"]),
     ];
     for (pointer, value, words) in cases {
         let mut config = config();
         let (parent, key) = pointer.rsplit_once('/').unwrap();
-        let parent = if parent.is_empty() {
-            &mut config
-        } else {
-            config.pointer_mut(parent).unwrap()
-        };
+        let parent = if parent.is_empty() { &mut config } else { config.pointer_mut(parent).unwrap() };
         parent[key] = value;
         refused(&vmm(&config), words);
     }
@@ -100,16 +59,13 @@ fn each_wrong_field_of_a_vm_configuration_is_named() {
 #[test]
 fn a_kernel_that_is_none_is_refused() {
     let hull = Hull::new();
-    hull.sh(&["--kernel", "/etc/passwd"], "true")
-        .fails(125, &["/etc/passwd", "kernel"]);
-    hull.sh(&["--kernel", "/no/such/kernel"], "true")
-        .fails(125, &["/no/such/kernel"]);
+    hull.sh(&["--kernel", "/etc/passwd"], "true").fails(125, &["/etc/passwd", "kernel"]);
+    hull.sh(&["--kernel", "/no/such/kernel"], "true").fails(125, &["/no/such/kernel"]);
 
     let kernel = fs::read(prefix().join("lib/hull/vmlinux")).unwrap();
     let truncated = tempfile::NamedTempFile::new().unwrap();
     fs::write(truncated.path(), &kernel[..kernel.len() / 2]).unwrap();
-    hull.sh(&["--kernel", truncated.path().to_str().unwrap()], "true")
-        .fails(125, &["kernel"]);
+    hull.sh(&["--kernel", truncated.path().to_str().unwrap()], "true").fails(125, &["kernel"]);
 }
 
 #[test]
@@ -117,16 +73,7 @@ fn an_initramfs_larger_than_the_memory_is_refused() {
     let large = tempfile::NamedTempFile::new().unwrap();
     large.as_file().set_len(100 << 20).unwrap();
     let hull = Hull::new();
-    hull.sh(
-        &[
-            "--vm-memory",
-            "64m",
-            "--initrd",
-            large.path().to_str().unwrap(),
-        ],
-        "true",
-    )
-    .fails(125, &["memory"]);
+    hull.sh(&["--vm-memory", "64m", "--initrd", large.path().to_str().unwrap()], "true").fails(125, &["memory"]);
 }
 
 #[test]
@@ -147,31 +94,22 @@ fn wrong_sizes_and_flags_are_refused() {
     ] {
         let run = hull.sh(&[&format!("{flag}={value}")], "true");
         assert_eq!(run.code, Some(125), "{flag} {value}: {run:?}");
-        assert!(
-            run.stderr.contains(flag.trim_start_matches('-')),
-            "{flag} {value}: {run:?}"
-        );
+        assert!(run.stderr.contains(flag.trim_start_matches('-')), "{flag} {value}: {run:?}");
     }
 }
 
 /// A copy of the busybox layout to spoil.
 fn spoilt_layout(spoil: impl FnOnce(&Path)) -> tempfile::TempDir {
     let copy = tempfile::tempdir().unwrap();
-    let status = Command::new("cp")
-        .arg("-r")
-        .arg(image_dir("busybox"))
-        .arg(copy.path().join("layout"))
-        .status()
-        .unwrap();
+    let status =
+        Command::new("cp").arg("-r").arg(image_dir("busybox")).arg(copy.path().join("layout")).status().unwrap();
     assert!(status.success());
     spoil(&copy.path().join("layout"));
     copy
 }
 
 fn blob(layout: &Path, digest: &Value) -> std::path::PathBuf {
-    layout
-        .join("blobs")
-        .join(digest.as_str().unwrap().replace(':', "/"))
+    layout.join("blobs").join(digest.as_str().unwrap().replace(':', "/"))
 }
 
 fn read(path: &Path) -> Value {
@@ -205,11 +143,7 @@ fn a_spoilt_image_is_refused_and_leaves_no_store_entry() {
             },
             &["sha256:"],
         ),
-        (
-            "no index",
-            |layout| fs::remove_file(layout.join("index.json")).unwrap(),
-            &["index.json"],
-        ),
+        ("no index", |layout| fs::remove_file(layout.join("index.json")).unwrap(), &["index.json"]),
     ];
     for (what, spoil, words) in cases {
         let layout = spoilt_layout(spoil);
@@ -227,10 +161,7 @@ fn a_spoilt_image_is_refused_and_leaves_no_store_entry() {
 fn a_full_disk_is_reported_and_leaves_nothing() {
     let mount = tempfile::tempdir().unwrap();
     let target = mount.path().to_str().unwrap();
-    let status = Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=1m", "tmpfs", target])
-        .status()
-        .unwrap();
+    let status = Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "tmpfs", target]).status().unwrap();
     assert!(status.success());
     let hull = Hull::with_store(mount.path());
     let run = hull.hull(["run", &image("busybox"), "true"]);
@@ -249,12 +180,7 @@ fn a_missing_dev_kvm_is_named_with_a_hint() {
     let inner = hull.command(["run", &image, "true"]);
     let mut command = Command::new("unshare");
     command
-        .args([
-            "-m",
-            "sh",
-            "-c",
-            "mount -t tmpfs none /dev && exec \"$0\" \"$@\"",
-        ])
+        .args(["-m", "sh", "-c", "mount -t tmpfs none /dev && exec \"$0\" \"$@\""])
         .arg(inner.get_program())
         .args(inner.get_args());
     for (key, value) in inner.get_envs() {

@@ -86,11 +86,7 @@ impl Hull {
         args.extend_from_slice(flags);
         args.extend([image.as_str(), "sh", "-c", script]);
         let log = self.runtime.path().with_extension("out");
-        let child = self
-            .command(args)
-            .stdout(fs::File::create(&log).unwrap())
-            .spawn()
-            .unwrap();
+        let child = self.command(args).stdout(fs::File::create(&log).unwrap()).spawn().unwrap();
         let mut running = Running { child, log };
         wait_for(&format!("{marker:?} on stdout"), || {
             assert!(
@@ -104,23 +100,14 @@ impl Hull {
 
     /// Process identifiers of this test's monitors.
     pub fn monitors(&self) -> Vec<i32> {
-        processes_naming(self.runtime.path())
-            .into_iter()
-            .filter(|pid| command_name(*pid) == "hull-vmm")
-            .collect()
+        processes_naming(self.runtime.path()).into_iter().filter(|pid| command_name(*pid) == "hull-vmm").collect()
     }
 
     /// No process, directory, socket or mount of this test exists any more.
     pub fn assert_nothing_left(&self) {
-        wait_for("all processes of the test to end", || {
-            processes_naming(self.runtime.path()).is_empty()
-        });
+        wait_for("all processes of the test to end", || processes_naming(self.runtime.path()).is_empty());
         let files: Vec<_> = sandbox_entries(self.runtime.path());
-        assert_eq!(
-            files,
-            Vec::<PathBuf>::new(),
-            "left in the runtime directory"
-        );
+        assert_eq!(files, Vec::<PathBuf>::new(), "left in the runtime directory");
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
         let dir = self.runtime.path().to_str().unwrap();
         assert!(!mounts.contains(dir), "left mounted: {mounts}");
@@ -156,10 +143,7 @@ impl Running {
     pub fn finish(self) -> Run {
         let log = self.log.clone();
         let output = self.child.wait_with_output().unwrap();
-        Run {
-            stdout: fs::read(log).unwrap(),
-            ..Run::from(output)
-        }
+        Run { stdout: fs::read(log).unwrap(), ..Run::from(output) }
     }
 }
 
@@ -187,17 +171,10 @@ impl Run {
     /// The command failed with `code`, and said why in one line that contains each of `words`.
     pub fn fails(&self, code: i32, words: &[&str]) {
         assert_eq!(self.code, Some(code), "{self:?}");
-        let lines: Vec<_> = self
-            .stderr
-            .lines()
-            .filter(|line| !line.is_empty())
-            .collect();
+        let lines: Vec<_> = self.stderr.lines().filter(|line| !line.is_empty()).collect();
         assert_eq!(lines.len(), 1, "one line of explanation: {self:?}");
         for word in words {
-            assert!(
-                lines[0].to_lowercase().contains(&word.to_lowercase()),
-                "{word:?} in {self:?}"
-            );
+            assert!(lines[0].to_lowercase().contains(&word.to_lowercase()), "{word:?} in {self:?}");
         }
         assert!(!self.stderr.contains("panicked at"), "{self:?}");
     }
@@ -214,9 +191,7 @@ pub fn image_dir(name: &str) -> PathBuf {
 }
 
 pub fn prefix() -> PathBuf {
-    std::env::var_os("HULL_PREFIX")
-        .expect("HULL_PREFIX is set")
-        .into()
+    std::env::var_os("HULL_PREFIX").expect("HULL_PREFIX is set").into()
 }
 
 pub fn binary(name: &str) -> PathBuf {
@@ -262,30 +237,23 @@ fn shared_store() -> &'static Path {
 
 fn processes_naming(path: &Path) -> Vec<i32> {
     let needle = path.as_os_str().as_encoded_bytes();
-    let contains = |file: &Path| {
-        fs::read(file).is_ok_and(|bytes| bytes.windows(needle.len()).any(|part| part == needle))
-    };
+    let contains =
+        |file: &Path| fs::read(file).is_ok_and(|bytes| bytes.windows(needle.len()).any(|part| part == needle));
     fs::read_dir("/proc")
         .unwrap()
         .filter_map(|entry| {
             let entry = entry.ok()?;
             let pid = entry.file_name().to_str()?.parse().ok()?;
-            let found =
-                contains(&entry.path().join("cmdline")) || contains(&entry.path().join("environ"));
+            let found = contains(&entry.path().join("cmdline")) || contains(&entry.path().join("environ"));
             found.then_some(pid)
         })
         .collect()
 }
 
 fn command_name(pid: i32) -> String {
-    fs::read_to_string(format!("/proc/{pid}/comm"))
-        .unwrap_or_default()
-        .trim()
-        .to_owned()
+    fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned()
 }
 
 fn sandbox_entries(dir: &Path) -> Vec<PathBuf> {
-    fs::read_dir(dir)
-        .map(|entries| entries.map(|entry| entry.unwrap().path()).collect())
-        .unwrap_or_default()
+    fs::read_dir(dir).map(|entries| entries.map(|entry| entry.unwrap().path()).collect()).unwrap_or_default()
 }

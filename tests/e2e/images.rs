@@ -18,16 +18,7 @@ fn whiteouts_and_opaque_directories_of_a_three_layer_image_hide_what_is_below() 
     let run = Hull::new().hull(["run", &image("layers"), "find", "/data"]);
     let mut found: Vec<_> = run.ok().lines().map(str::to_owned).collect();
     found.sort();
-    assert_eq!(
-        found,
-        [
-            "/data",
-            "/data/kept",
-            "/data/opaque",
-            "/data/opaque/new",
-            "/data/replaced"
-        ]
-    );
+    assert_eq!(found, ["/data", "/data/kept", "/data/opaque", "/data/opaque/new", "/data/replaced"]);
     let run = Hull::new().hull(["run", &image("layers"), "cat", "/data/replaced"]);
     assert_eq!(run.ok(), "layer 3\n");
 }
@@ -36,8 +27,7 @@ fn whiteouts_and_opaque_directories_of_a_three_layer_image_hide_what_is_below() 
 fn a_debian_image_with_python_runs_a_script() {
     let run = Hull::new().feed(
         &["run", "-i", &image("python"), "python3", "-"],
-        b"import os, sys, platform\nprint(sum(range(10)), os.getpid(), sys.version_info[0])\n"
-            .to_vec(),
+        b"import os, sys, platform\nprint(sum(range(10)), os.getpid(), sys.version_info[0])\n".to_vec(),
     );
     assert_eq!(run.ok(), "45 1 3\n");
 }

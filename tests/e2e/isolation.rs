@@ -11,10 +11,7 @@ fn the_vms_own_disk_cannot_be_opened_after_mknod() {
          cat /tmp/disk >/dev/null && echo opened; true",
     );
     assert!(!run.text().contains("opened"), "{run:?}");
-    assert!(
-        run.stderr.to_lowercase().contains("not permitted"),
-        "{run:?}"
-    );
+    assert!(run.stderr.to_lowercase().contains("not permitted"), "{run:?}");
 }
 
 #[test]
@@ -32,10 +29,7 @@ fn kernel_interfaces_are_masked_or_read_only() {
 
 #[test]
 fn namespaces_are_the_containers_own() {
-    let run = Hull::new().sh(
-        &[],
-        "ls /proc | grep -c '^[0-9]*$'; ls /sys/class/net; cat /proc/self/cgroup",
-    );
+    let run = Hull::new().sh(&[], "ls /proc | grep -c '^[0-9]*$'; ls /sys/class/net; cat /proc/self/cgroup");
     let text = run.ok();
     let mut lines = text.lines();
     assert!(lines.next().unwrap().parse::<u32>().unwrap() <= 5, "{text}");
@@ -71,10 +65,7 @@ for cid in (1, 3):
     except OSError:
         print("agent out of reach")
 "#;
-    let run = Hull::new().feed(
-        &["run", "-i", &image("python"), "python3", "-"],
-        script.as_bytes().to_vec(),
-    );
+    let run = Hull::new().feed(&["run", "-i", &image("python"), "python3", "-"], script.as_bytes().to_vec());
     let text = run.ok();
     assert!(!text.contains("data"), "{text}");
     assert!(!run.stderr.contains("boo"), "{run:?}");

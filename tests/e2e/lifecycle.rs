@@ -40,10 +40,7 @@ fn a_guest_panic_is_reported_with_the_end_of_its_console() {
     let run = hull.sh(&["--initrd", empty.path().to_str().unwrap()], "true");
     assert_eq!(run.code, Some(125), "{run:?}");
     assert!(run.stderr.contains("guest kernel panicked"), "{run:?}");
-    assert!(
-        run.stderr.contains("Unable to mount root fs") || run.stderr.contains("No working init"),
-        "{run:?}"
-    );
+    assert!(run.stderr.contains("Unable to mount root fs") || run.stderr.contains("No working init"), "{run:?}");
     hull.assert_nothing_left();
 }
 
@@ -51,10 +48,7 @@ fn a_guest_panic_is_reported_with_the_end_of_its_console() {
 fn twenty_vms_in_sequence_leave_nothing() {
     let hull = Hull::new();
     for number in 0..20 * soak() {
-        assert_eq!(
-            hull.sh(&[], &format!("echo {number}")).ok(),
-            format!("{number}\n")
-        );
+        assert_eq!(hull.sh(&[], &format!("echo {number}")).ok(), format!("{number}\n"));
         hull.assert_nothing_left();
     }
 }
@@ -66,9 +60,7 @@ fn eight_vms_at_once_leave_nothing() {
     let children: Vec<_> = (0..8)
         .map(|number| {
             let word = number.to_string();
-            hull.command(["run", "--vm-memory", "128m", &image, "echo", &word])
-                .spawn()
-                .unwrap()
+            hull.command(["run", "--vm-memory", "128m", &image, "echo", &word]).spawn().unwrap()
         })
         .collect();
     for (number, child) in children.into_iter().enumerate() {
@@ -92,9 +84,7 @@ fn ps_shows_a_running_container_and_forgets_it_afterwards() {
     clash.fails(125, &["lighthouse"]);
     running.signal(Signal::SIGKILL);
     running.finish();
-    wait_for("ps to forget", || {
-        !hull.hull(["ps"]).ok().contains("lighthouse")
-    });
+    wait_for("ps to forget", || !hull.hull(["ps"]).ok().contains("lighthouse"));
 }
 
 #[test]
@@ -111,10 +101,7 @@ fn a_kill_in_any_phase_leaves_nothing() {
     let step = Duration::from_millis(400);
     for round in 0..8 * soak() {
         let hull = Hull::new();
-        let mut child = hull
-            .command(["run", &image("busybox"), "sleep", "600"])
-            .spawn()
-            .unwrap();
+        let mut child = hull.command(["run", &image("busybox"), "sleep", "600"]).spawn().unwrap();
         let phase = step * u32::try_from(round % 8).unwrap()
             + Duration::from_millis(7) * u32::try_from(round / 8 % 50).unwrap();
         std::thread::sleep(phase);

@@ -6,15 +6,9 @@ use crate::harness::Hull;
 
 #[test]
 fn allocating_beyond_the_memory_limit_is_killed_and_reported() {
-    let run = Hull::new().sh(
-        &["--memory", "50m"],
-        "exec dd if=/dev/zero of=/dev/null bs=100M count=1",
-    );
+    let run = Hull::new().sh(&["--memory", "50m"], "exec dd if=/dev/zero of=/dev/null bs=100M count=1");
     assert_eq!(run.code, Some(137), "{run:?}");
-    assert!(
-        run.stderr.to_lowercase().contains("memory") && run.stderr.contains("50"),
-        "{run:?}"
-    );
+    assert!(run.stderr.to_lowercase().contains("memory") && run.stderr.contains("50"), "{run:?}");
 }
 
 #[test]
@@ -44,10 +38,7 @@ fn half_a_processor_is_half_a_processor() {
         .collect();
     assert!(stat["nr_throttled"] > 0, "{stat:?}");
     let allowed = stat["nr_periods"] * quota;
-    assert!(
-        stat["usage_usec"] * 10 <= allowed * 11,
-        "{stat:?}, allowed {allowed}"
-    );
+    assert!(stat["usage_usec"] * 10 <= allowed * 11, "{stat:?}, allowed {allowed}");
 }
 
 #[test]
@@ -64,14 +55,7 @@ fn the_pids_limit_stops_a_fork_bomb() {
 #[test]
 fn resource_limits_sysctls_and_tmpfs_are_as_asked() {
     let run = Hull::new().sh(
-        &[
-            "--ulimit",
-            "nofile=123:456",
-            "--sysctl",
-            "net.ipv4.ip_forward=1",
-            "--tmpfs",
-            "/scratch:size=1m,mode=700",
-        ],
+        &["--ulimit", "nofile=123:456", "--sysctl", "net.ipv4.ip_forward=1", "--tmpfs", "/scratch:size=1m,mode=700"],
         "ulimit -n; ulimit -Hn; cat /proc/sys/net/ipv4/ip_forward; stat -c %a /scratch; \
          dd if=/dev/zero of=/scratch/f bs=64k count=100 2>/dev/null || stat -c %s /scratch/f",
     );
@@ -96,8 +80,5 @@ fn capabilities_are_dockers_defaults_and_change_by_flag() {
     };
     assert_eq!(capabilities(&[]), 0xa804_25fb);
     assert_eq!(capabilities(&["--cap-drop", "ALL"]), 0);
-    assert_eq!(
-        capabilities(&["--cap-drop", "ALL", "--cap-add", "NET_ADMIN"]),
-        1 << 12
-    );
+    assert_eq!(capabilities(&["--cap-drop", "ALL", "--cap-add", "NET_ADMIN"]), 1 << 12);
 }

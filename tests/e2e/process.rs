@@ -21,30 +21,22 @@ fn a_signal_becomes_128_plus_its_number() {
 fn an_unknown_command_gives_127_and_a_file_that_is_no_program_126() {
     let hull = Hull::new();
     let image = image("busybox");
-    hull.hull(["run", &image, "no-such-command"])
-        .fails(127, &["no-such-command", "not found"]);
-    hull.hull(["run", &image, "/etc/hostname"])
-        .fails(126, &["/etc/hostname", "permission denied"]);
+    hull.hull(["run", &image, "no-such-command"]).fails(127, &["no-such-command", "not found"]);
+    hull.hull(["run", &image, "/etc/hostname"]).fails(126, &["/etc/hostname", "permission denied"]);
     hull.hull(["run", &image, "/bin"]).fails(126, &["/bin"]);
 }
 
 #[test]
 fn an_own_error_gives_125() {
     let hull = Hull::new();
-    hull.hull(["run", "oci:/no/such/layout", "true"])
-        .fails(125, &["/no/such/layout"]);
-    hull.hull(["run", &image("busybox:no-such-tag"), "true"])
-        .fails(125, &["no-such-tag"]);
+    hull.hull(["run", "oci:/no/such/layout", "true"]).fails(125, &["/no/such/layout"]);
+    hull.hull(["run", &image("busybox:no-such-tag"), "true"]).fails(125, &["no-such-tag"]);
 }
 
 #[test]
 fn sigterm_is_forwarded() {
     let running = Hull::new();
-    let started = running.start(
-        &[],
-        "trap 'echo got it; exit 9' TERM; echo up; while :; do sleep 1; done",
-        "up",
-    );
+    let started = running.start(&[], "trap 'echo got it; exit 9' TERM; echo up; while :; do sleep 1; done", "up");
     started.signal(Signal::SIGTERM);
     let run = started.finish();
     assert_eq!(run.code, Some(9), "{run:?}");
@@ -70,19 +62,13 @@ fn environment_directory_and_host_name_are_as_asked() {
         ],
         "echo $ONE/$FROM_FILE/${EMPTY-unset}/$(pwd)/$(hostname)/$HOSTNAME; cat /etc/hostname; grep harbour /etc/hosts | wc -l",
     );
-    assert_eq!(
-        run.ok(),
-        "1/two words//var/work/harbour/harbour\nharbour\n1\n"
-    );
+    assert_eq!(run.ok(), "1/two words//var/work/harbour/harbour\nharbour\n1\n");
 }
 
 #[test]
 fn the_user_is_taken_from_the_flag_by_number_and_by_name() {
     let hull = Hull::new();
-    assert_eq!(
-        hull.sh(&["-u", "1000:1001"], "id -u; id -g").ok(),
-        "1000\n1001\n"
-    );
+    assert_eq!(hull.sh(&["-u", "1000:1001"], "id -u; id -g").ok(), "1000\n1001\n");
     assert_eq!(hull.sh(&["-u", "nobody"], "id -u").ok(), "65534\n");
     let run = hull.sh(&["-u", "no-such-user"], "true");
     assert_eq!(run.code, Some(125), "{run:?}");
@@ -105,9 +91,6 @@ fn the_command_is_process_1_unless_init_is_asked_for() {
 
 #[test]
 fn init_reaps_orphans() {
-    let run = Hull::new().sh(
-        &["--init"],
-        "(sleep 0.1 & exec true) ; sleep 2; ps -o stat,comm | grep -c '^Z' || true",
-    );
+    let run = Hull::new().sh(&["--init"], "(sleep 0.1 & exec true) ; sleep 2; ps -o stat,comm | grep -c '^Z' || true");
     assert_eq!(run.ok(), "0\n");
 }

@@ -13,18 +13,12 @@ fn output_and_errors_stay_apart() {
 fn sixty_four_mebibytes_pass_through_all_three_streams_unchanged() {
     let input = noise(64 << 20);
     let image = image("busybox");
-    let run = Hull::new().feed(
-        &["run", "-i", &image, "sh", "-c", "tee /proc/self/fd/2"],
-        input.clone(),
-    );
+    let run = Hull::new().feed(&["run", "-i", &image, "sh", "-c", "tee /proc/self/fd/2"], input.clone());
     assert_eq!(run.code, Some(0));
     assert_eq!(run.stdout.len(), input.len());
     assert!(run.stdout == input, "stdout differs");
     // stderr went through a lossy conversion, which is the same for the same bytes.
-    assert!(
-        run.stderr == String::from_utf8_lossy(&input),
-        "stderr differs"
-    );
+    assert!(run.stderr == String::from_utf8_lossy(&input), "stderr differs");
 }
 
 #[test]

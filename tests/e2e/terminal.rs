@@ -33,10 +33,7 @@ impl Terminal {
         args.push(&image);
         args.extend_from_slice(command);
         let mut hull_command = hull.command(&args);
-        hull_command
-            .stdin(slave(&pty.slave))
-            .stdout(slave(&pty.slave))
-            .stderr(slave(&pty.slave));
+        hull_command.stdin(slave(&pty.slave)).stdout(slave(&pty.slave)).stderr(slave(&pty.slave));
         let child = hull_command.spawn().unwrap();
         drop(hull_command);
         drop(pty.slave);
@@ -47,20 +44,12 @@ impl Terminal {
             let mut byte = [0];
             while reader.read_exact(&mut byte).is_ok() && sender.send(byte[0]).is_ok() {}
         });
-        Self {
-            child,
-            master,
-            output,
-            seen: String::new(),
-        }
+        Self { child, master, output, seen: String::new() }
     }
 
     fn expect(&mut self, text: &str) {
         while !self.seen.contains(text) {
-            let byte = self
-                .output
-                .recv_timeout(PATIENCE)
-                .unwrap_or_else(|_| panic!("{text:?} in {:?}", self.seen));
+            let byte = self.output.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("{text:?} in {:?}", self.seen));
             self.seen.push(byte.into());
         }
         let end = self.seen.find(text).unwrap() + text.len();
@@ -80,19 +69,12 @@ impl Terminal {
 
     fn is_raw(&self) -> bool {
         let flags = nix::sys::termios::tcgetattr(self.master.as_fd()).unwrap();
-        !flags
-            .local_flags
-            .contains(nix::sys::termios::LocalFlags::ICANON)
+        !flags.local_flags.contains(nix::sys::termios::LocalFlags::ICANON)
     }
 }
 
 fn winsize(columns: u16, rows: u16) -> Winsize {
-    Winsize {
-        ws_row: rows,
-        ws_col: columns,
-        ws_xpixel: 0,
-        ws_ypixel: 0,
-    }
+    Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }
 }
 
 nix::ioctl_write_ptr_bad!(tiocswinsz, libc::TIOCSWINSZ, Winsize);
@@ -150,7 +132,5 @@ fn the_detach_keys_leave_the_container_running() {
 
 #[test]
 fn a_terminal_is_refused_when_there_is_none() {
-    Hull::new()
-        .hull(["run", "-it", &image("busybox"), "sh"])
-        .fails(125, &["tty"]);
+    Hull::new().hull(["run", "-it", &image("busybox"), "sh"]).fails(125, &["tty"]);
 }
