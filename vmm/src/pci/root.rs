@@ -1,23 +1,26 @@
 //! The bus: slots, the enhanced configuration access mechanism (ECAM) and the window for BARs.
 
-use std::io;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use thiserror::Error;
 
+use super::config::{CONFIG_BYTES, ConfigSpace, Identity};
+use super::function::{DOORBELL_BYTES, Function, Place};
+use super::page::REGISTER_BYTES;
+use super::{ConfigSpaceMemory, HALF_BYTES, SLOTS};
 use crate::bus::BusDevice;
 use crate::interrupt::Fabric;
 use crate::memory::GuestRam;
 use crate::virtio::device::VirtioDevice;
 
-/// The monitor's side of pages that the guest reads without an exit and can't write: 1 MiB of ECAM for bus 0, then 1 MiB
-/// for device registers.
-pub trait ConfigSpaceMemory: Send + Sync {
-    /// Writes little-endian registers. A store of 1, 2, 4 or 8 bytes that is aligned to its size is seen whole. What lies
-    /// outside of the pages is dropped.
-    fn store(&self, offset: usize, data: &[u8]);
-}
+/// Bytes of ECAM for one function, and for one device with its eight functions.
+const FUNCTION_BYTES: usize = 4096;
+const DEVICE_BYTES: usize = 8 * FUNCTION_BYTES;
+/// The window starts at a multiple of this.
+const WINDOW_ALIGN: u64 = 1 << 20;
+/// Distance of the register BARs of two slots.
+const REGISTER_STRIDE: u64 = 2 * REGISTER_BYTES as u64;
 
 /// Position on bus 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -37,19 +40,31 @@ pub enum PlugError {
     /// All 31 slots are taken.
     #[error("No free PCI slot for device {0}: bus 0 has 31")]
     Full(String),
-    /// The host refuses a file descriptor.
-    #[error("Can't connect device {name}")]
-    Host {
-        /// The device.
-        name: String,
-        /// What failed.
-        source: io::Error,
-    },
 }
 
 /// PCI bus 0 and what is plugged into it.
 pub struct PciRoot {
-    _window: Range<u64>,
+    pages: Arc<dyn ConfigSpaceMemory>,
+    window: Range<u64>,
+    fabric: Arc<dyn Fabric>,
+    memory: GuestRam,
+    slots: Mutex<Slots>,
+    /// Who answers in the window: rebuilt when a BAR moves, read at each access.
+    map: RwLock<Vec<Mapping>>,
+}
+
+type Slots = [Option<Arc<Function>>; SLOTS];
+
+struct Mapping {
+    range: Range<u64>,
+    function: Arc<Function>,
+    kind: BarKind,
+}
+
+#[derive(Clone, Copy)]
+enum BarKind {
+    Registers,
+    Doorbells,
 }
 
 impl PciRoot {
@@ -58,42 +73,162 @@ impl PciRoot {
     /// `pages` are 2 MiB: the first half is the configuration space of bus 0, the second half the first MiB of
     /// `bar_window`, where the registers of devices are.
     pub fn new(
-        _pages: Arc<dyn ConfigSpaceMemory>,
+        pages: Arc<dyn ConfigSpaceMemory>,
         bar_window: Range<u64>,
-        _fabric: Arc<dyn Fabric>,
-        _memory: GuestRam,
+        fabric: Arc<dyn Fabric>,
+        memory: GuestRam,
     ) -> Result<Arc<PciRoot>, PciError> {
-        Ok(Arc::new(Self { _window: bar_window }))
-    }
-
-    /// Puts a device into the next free slot and places its BARs.
-    pub fn plug(&self, name: &str, _device: Box<dyn VirtioDevice>) -> Result<PciSlot, PlugError> {
-        Err(PlugError::Full(name.to_owned()))
-    }
-
-    /// Writes into the ECAM range. Reads never get here.
-    pub fn ecam_face(self: &Arc<Self>) -> Arc<dyn BusDevice> {
-        self.bar_face()
-    }
-
-    /// Accesses to the BAR window.
-    pub fn bar_face(self: &Arc<Self>) -> Arc<dyn BusDevice> {
-        struct Nothing;
-        impl BusDevice for Nothing {
-            fn read(&self, _offset: u64, data: &mut [u8]) {
-                data.fill(0xff);
-            }
-            fn write(&self, _offset: u64, _data: &[u8]) {}
+        let needed = DOORBELL_BYTES.saturating_mul(2 * SLOTS as u64);
+        let bytes = bar_window.end.saturating_sub(bar_window.start);
+        if !bar_window.start.is_multiple_of(WINDOW_ALIGN) || bytes < needed {
+            return Err(PciError::Window(bar_window.start, bar_window.end));
         }
-        Arc::new(Nothing)
+        pages.store(0, host_bridge().bytes());
+        let slots = Mutex::new(std::array::from_fn(|_| None));
+        Ok(Arc::new(Self { pages, window: bar_window, fabric, memory, slots, map: RwLock::default() }))
     }
 
-    /// Quiesces all devices: none touches guest memory until [`PciRoot::resume_devices`].
-    pub fn pause_devices(&self) {}
+    /// Puts a device into the next free slot and places its BARs, so that Linux needs not to.
+    pub fn plug(&self, name: &str, device: Box<dyn VirtioDevice>) -> Result<PciSlot, PlugError> {
+        let mut slots = self.slots();
+        // Slot 0 is the host bridge.
+        let free = slots.iter().skip(1).position(Option::is_none).map(|index| index + 1);
+        let Some(index) = free else { return Err(PlugError::Full(name.to_owned())) };
+        let number = index as u64;
+        let place = Place {
+            config_offset: index * DEVICE_BYTES,
+            registers: self.window.start.saturating_add(number * REGISTER_STRIDE),
+            doorbells: self.window.start.saturating_add(DOORBELL_BYTES * (1 + number)),
+            window: self.window.clone(),
+        };
+        let function =
+            Function::new(name, device, place, Arc::clone(&self.pages), Arc::clone(&self.fabric), self.memory.clone());
+        if let Some(slot) = slots.get_mut(index) {
+            *slot = Some(Arc::new(function));
+        }
+        Ok(PciSlot(u8::try_from(index).unwrap_or(u8::MAX)))
+    }
+
+    /// Writes into the ECAM range. Reads never get here: the guest sees the pages.
+    pub fn ecam_face(self: &Arc<Self>) -> Arc<dyn BusDevice> {
+        Arc::new(EcamFace(Arc::clone(self)))
+    }
+
+    /// Accesses to the BAR window; reads of registers only if the guest doesn't see the pages there.
+    pub fn bar_face(self: &Arc<Self>) -> Arc<dyn BusDevice> {
+        Arc::new(BarFace(Arc::clone(self)))
+    }
+
+    /// Quiesces all devices: none touches guest memory until [`PciRoot::resume_devices`]. vCPUs must be paused already.
+    pub fn pause_devices(&self) {
+        for function in self.functions() {
+            function.pause();
+        }
+    }
 
     /// Undoes [`PciRoot::pause_devices`].
-    pub fn resume_devices(&self) {}
+    pub fn resume_devices(&self) {
+        for function in self.functions() {
+            function.resume();
+        }
+    }
 
     /// Stops all devices for good and joins their workers.
-    pub fn shutdown(&self) {}
+    pub fn shutdown(&self) {
+        for function in self.functions() {
+            function.shutdown();
+        }
+        self.write_map().clear();
+        self.slots().fill(None);
+    }
+
+    fn write_config(&self, offset: u64, data: &[u8]) {
+        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
+        let (device, register) = (offset / DEVICE_BYTES, offset % DEVICE_BYTES);
+        let function = self.slots().get(device).cloned().flatten();
+        // Behind the first 256 bytes there is the extended configuration space, and then other functions: none has any.
+        let Some(function) = function.filter(|_| register < CONFIG_BYTES) else { return };
+        if function.write_config(register, data) {
+            self.rebuild_map();
+        }
+    }
+
+    /// Lists the decoded BARs. Where two overlap, the lower slot answers.
+    fn rebuild_map(&self) {
+        let functions = self.functions();
+        let mut map = self.write_map();
+        map.clear();
+        for function in functions {
+            let decoded = function.decoded();
+            let bars = [
+                (decoded.registers, REGISTER_BYTES as u64, BarKind::Registers),
+                (decoded.doorbells, DOORBELL_BYTES, BarKind::Doorbells),
+            ];
+            for (start, size, kind) in bars {
+                if let Some(start) = start {
+                    let range = start..start.saturating_add(size);
+                    map.push(Mapping { range, function: Arc::clone(&function), kind });
+                }
+            }
+        }
+    }
+
+    fn find(&self, offset: u64, len: usize) -> Option<(Arc<Function>, BarKind, u64)> {
+        let address = self.window.start.checked_add(offset)?;
+        let end = address.checked_add(len as u64)?;
+        let map = self.map.read().unwrap_or_else(PoisonError::into_inner);
+        let mapping = map.iter().find(|mapping| mapping.range.start <= address && end <= mapping.range.end)?;
+        Some((Arc::clone(&mapping.function), mapping.kind, address - mapping.range.start))
+    }
+
+    fn functions(&self) -> Vec<Arc<Function>> {
+        self.slots().iter().flatten().cloned().collect()
+    }
+
+    fn slots(&self) -> MutexGuard<'_, Slots> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write_map(&self) -> std::sync::RwLockWriteGuard<'_, Vec<Mapping>> {
+        self.map.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct EcamFace(Arc<PciRoot>);
+
+impl BusDevice for EcamFace {
+    fn read(&self, _offset: u64, data: &mut [u8]) {
+        data.fill(0);
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        if offset < HALF_BYTES as u64 {
+            self.0.write_config(offset, data);
+        }
+    }
+}
+
+struct BarFace(Arc<PciRoot>);
+
+impl BusDevice for BarFace {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        match self.0.find(offset, data.len()) {
+            Some((function, BarKind::Registers, at)) => function.read_registers(at, data),
+            Some((function, BarKind::Doorbells, at)) => function.read_doorbells(at, data),
+            None => data.fill(0xff),
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        match self.0.find(offset, data.len()) {
+            Some((function, BarKind::Registers, at)) => function.write_registers(at, data),
+            Some((function, BarKind::Doorbells, at)) => function.write_doorbells(at, data),
+            None => {}
+        }
+    }
+}
+
+/// The function at 0:0.0: Linux looks for nothing in it, people look for it with `lspci`.
+fn host_bridge() -> ConfigSpace {
+    ConfigSpace::new(Identity { vendor: 0x1b36, device: 0x0008, class: 0x06_0000, revision: 0 })
 }

@@ -1,6 +1,22 @@
-//! Console device (virtio 1.2, section 5.3).
+//! Console device (virtio 1.2, section 5.3): one port, output only for now.
 
-use crate::virtio::device::{ActivateError, Activation, VirtioDevice};
+use std::io;
+use std::sync::Arc;
+
+use vm_memory::GuestAddressSpace;
+use vmm_sys_util::epoll::EventSet;
+
+use super::buffers::Reader;
+use super::counters::Counters;
+use super::device::{ActivateError, Activation, VirtioDevice};
+use super::queue::VirtQueue;
+use super::spec::device_type;
+use super::worker::{Service, Watch, Worker};
+use crate::memory::GuestRam;
+
+/// Receive queue and transmit queue of port 0 (section 5.3.2). Linux sends a line or less at once.
+const QUEUE_SIZES: &[u16] = &[32, 32];
+const TRANSMIT: u16 = 1;
 
 /// Receives what the guest writes to its console. Called from the device's worker: an implementation must not block for long.
 pub trait ConsoleSink: Send {
@@ -10,33 +26,135 @@ pub trait ConsoleSink: Send {
 
 /// A console with one port.
 pub struct Console {
-    _sink: Box<dyn ConsoleSink>,
+    counters: Arc<Counters>,
+    state: State,
+}
+
+/// Who has the sink.
+enum State {
+    Idle(Box<dyn ConsoleSink>),
+    Active(Worker<ConsoleService>),
+    /// The worker is gone with its sink; can't happen unless the sink panics.
+    Lost,
 }
 
 impl Console {
     /// Makes a console that writes to `sink`.
     pub fn new(sink: Box<dyn ConsoleSink>) -> Self {
-        Self { _sink: sink }
+        Self { counters: Arc::default(), state: State::Idle(sink) }
+    }
+
+    fn worker(&self) -> Option<&Worker<ConsoleService>> {
+        match &self.state {
+            State::Active(worker) => Some(worker),
+            State::Idle(_) | State::Lost => None,
+        }
     }
 }
 
 impl VirtioDevice for Console {
     fn device_type(&self) -> u16 {
-        3
+        device_type::CONSOLE
     }
+
     fn queue_max_sizes(&self) -> &[u16] {
-        &[64]
+        QUEUE_SIZES
     }
+
     fn device_features(&self) -> u64 {
         0
     }
+
+    fn msix_vectors(&self) -> u16 {
+        2
+    }
+
+    fn counters(&self) -> &Arc<Counters> {
+        &self.counters
+    }
+
     fn read_config(&self, _offset: u64, data: &mut [u8]) {
         data.fill(0);
     }
-    fn activate(&mut self, _activation: Activation) -> Result<(), ActivateError> {
+
+    fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
+        let mut queues = activation.queues(&self.counters);
+        let transmit = queues.take(TRANSMIT)?;
+        let State::Idle(sink) = std::mem::replace(&mut self.state, State::Lost) else {
+            return Err(ActivateError("The console's output is gone".to_owned()));
+        };
+        let counters = Arc::clone(&self.counters);
+        let service = ConsoleService { memory: activation.memory, transmit, sink, counters };
+        self.state = State::Active(Worker::start("console", service)?);
         Ok(())
     }
-    fn reset(&mut self) {}
-    fn pause(&mut self) {}
-    fn resume(&mut self) {}
+
+    fn reset(&mut self) {
+        if let State::Active(worker) = std::mem::replace(&mut self.state, State::Lost)
+            && let Some(service) = worker.stop()
+        {
+            self.state = State::Idle(service.sink);
+        }
+    }
+
+    fn pause(&mut self) {
+        if let Some(worker) = self.worker() {
+            worker.pause();
+        }
+    }
+
+    fn resume(&mut self) {
+        if let Some(worker) = self.worker() {
+            worker.resume();
+        }
+    }
+}
+
+struct ConsoleService {
+    memory: GuestRam,
+    transmit: VirtQueue,
+    sink: Box<dyn ConsoleSink>,
+    counters: Arc<Counters>,
+}
+
+impl ConsoleService {
+    fn serve(&mut self) {
+        let memory = self.memory.memory();
+        let Self { transmit, sink, counters, .. } = self;
+        transmit.drain(&memory, |queue, mut chain| {
+            counters.bytes_from_guest.add(copy(&mut chain.reader, sink.as_mut()));
+            queue.complete(&memory, chain.head, 0);
+        });
+    }
+}
+
+impl Service for ConsoleService {
+    fn start(&mut self, watch: &Watch) -> io::Result<()> {
+        watch.add(self.transmit.doorbell(), EventSet::IN, 0)?;
+        self.serve();
+        Ok(())
+    }
+
+    fn handle(&mut self, _watch: &Watch, _token: u64, _events: EventSet) {
+        self.transmit.acknowledge();
+        self.serve();
+    }
+}
+
+/// Bytes of one request that reach the sink; a driver that sends more at once loses the rest.
+const MAX_REQUEST_BYTES: usize = 1 << 20;
+
+fn copy(reader: &mut Reader<'_>, sink: &mut dyn ConsoleSink) -> u64 {
+    let mut total = 0;
+    let mut buffer = [0; 4096];
+    while total < MAX_REQUEST_BYTES {
+        let count = reader.read(&mut buffer);
+        let bytes = buffer.get(..count).unwrap_or_default();
+        if bytes.is_empty() {
+            break;
+        }
+        sink.write(bytes);
+        total += count;
+    }
+    total as u64
 }

@@ -1,11 +1,14 @@
 //! The contract between a virtio device and its transport.
 
+use std::io;
 use std::sync::Arc;
 
 use thiserror::Error;
 use virtio_queue::Queue;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::counters::Counters;
+use super::queue::VirtQueue;
 use crate::memory::GuestRam;
 
 /// A virtio device, seen from its transport.
@@ -23,10 +26,21 @@ pub trait VirtioDevice: Send {
     /// `VIRTIO_F_RING_INDIRECT_DESC`, `VIRTIO_F_RING_EVENT_IDX`), which the transport adds.
     fn device_features(&self) -> u64;
 
+    /// Number of interrupt vectors offered: by default one for configuration changes and one for each queue. Fewer save
+    /// exits when the driver starts: Linux then uses the first for configuration changes and the second for all queues.
+    fn msix_vectors(&self) -> u16 {
+        u16::try_from(self.queue_max_sizes().len()).unwrap_or(u16::MAX).saturating_add(1)
+    }
+
+    /// What the device has done so far.
+    fn counters(&self) -> &Arc<Counters>;
+
     /// Reads device-specific configuration space; what lies behind its end reads as zero.
     fn read_config(&self, offset: u64, data: &mut [u8]);
 
     /// Writes device-specific configuration space. Most devices have nothing writable.
+    ///
+    /// The transport shows the guest a copy, taken at plugging, at each write and at each reset.
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
     /// Starts the device: the driver has set `DRIVER_OK`. On an error the transport sets `DEVICE_NEEDS_RESET`.
@@ -52,6 +66,25 @@ pub struct Activation {
     pub interrupt: Arc<dyn Interrupt>,
     /// Feature bits that the driver accepted.
     pub driver_features: u64,
+}
+
+impl Activation {
+    /// Takes the queues out, wrapped for use by a worker.
+    pub fn queues(&mut self, counters: &Arc<Counters>) -> Queues {
+        let queues = std::mem::take(&mut self.queues).into_iter();
+        Queues(queues.map(|queue| VirtQueue::new(queue, Arc::clone(&self.interrupt), Arc::clone(counters))).collect())
+    }
+}
+
+/// The queues of a device that starts.
+pub struct Queues(Vec<VirtQueue>);
+
+impl Queues {
+    /// Takes the queue with this index; an error if the driver didn't enable it.
+    pub fn take(&mut self, index: u16) -> Result<VirtQueue, ActivateError> {
+        let at = self.0.iter().position(|queue| queue.index() == index);
+        at.map(|at| self.0.swap_remove(at)).ok_or_else(|| ActivateError(format!("Queue {index} is not enabled")))
+    }
 }
 
 /// A queue that the driver has set up.
@@ -81,3 +114,9 @@ pub trait Interrupt: Send + Sync {
 #[derive(Debug, Error)]
 #[error("Can't activate the device: {0}")]
 pub struct ActivateError(pub String);
+
+impl From<io::Error> for ActivateError {
+    fn from(error: io::Error) -> Self {
+        Self(format!("Can't start a worker: {error}"))
+    }
+}

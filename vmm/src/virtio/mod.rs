@@ -1,7 +1,14 @@
 //! virtio devices over one transport (virtio 1.2).
 
 pub mod blk;
+pub mod buffers;
 pub mod console;
+pub mod counters;
 pub mod device;
+pub mod queue;
 pub mod rng;
+pub mod spec;
+pub mod sys;
+pub mod transport;
 pub mod vsock;
+pub mod worker;

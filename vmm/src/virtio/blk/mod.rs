@@ -34,12 +34,15 @@ pub enum BlockError {
 }
 
 /// A block device over a raw image.
-pub struct Block;
+#[derive(Default)]
+pub struct Block {
+    counters: std::sync::Arc<crate::virtio::counters::Counters>,
+}
 
 impl Block {
     /// Opens and locks the image.
     pub fn new(_config: &BlockConfig) -> Result<Self, BlockError> {
-        Ok(Self)
+        Ok(Self::default())
     }
 }
 
@@ -52,6 +55,9 @@ impl VirtioDevice for Block {
     }
     fn device_features(&self) -> u64 {
         0
+    }
+    fn counters(&self) -> &std::sync::Arc<crate::virtio::counters::Counters> {
+        &self.counters
     }
     fn read_config(&self, _offset: u64, data: &mut [u8]) {
         data.fill(0);

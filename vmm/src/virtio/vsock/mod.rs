@@ -21,12 +21,15 @@ pub enum VsockError {
 }
 
 /// A socket device whose host side is a Unix socket.
-pub struct Vsock;
+#[derive(Default)]
+pub struct Vsock {
+    counters: std::sync::Arc<crate::virtio::counters::Counters>,
+}
 
 impl Vsock {
     /// Listens at `uds_path`; the socket file is removed when the device is dropped.
     pub fn new(_guest_cid: u32, _uds_path: &Path) -> Result<Self, VsockError> {
-        Ok(Self)
+        Ok(Self::default())
     }
 }
 
@@ -39,6 +42,9 @@ impl VirtioDevice for Vsock {
     }
     fn device_features(&self) -> u64 {
         0
+    }
+    fn counters(&self) -> &std::sync::Arc<crate::virtio::counters::Counters> {
+        &self.counters
     }
     fn read_config(&self, _offset: u64, data: &mut [u8]) {
         data.fill(0);

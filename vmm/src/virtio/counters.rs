@@ -1,0 +1,36 @@
+//! What a device has done so far.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Counters of one device. They survive resets and may be read at any time.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Requests taken from a ring.
+    pub requests: Count,
+    /// Bytes that the device wrote into guest memory.
+    pub bytes_to_guest: Count,
+    /// Bytes that the device took from guest memory.
+    pub bytes_from_guest: Count,
+    /// Available buffer notifications received.
+    pub notifications: Count,
+    /// Used buffer notifications sent.
+    pub interrupts: Count,
+    /// Requests that failed.
+    pub errors: Count,
+}
+
+/// A number that only grows.
+#[derive(Debug, Default)]
+pub struct Count(AtomicU64);
+
+impl Count {
+    /// Adds `n`, wrapping after 2⁶⁴.
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// The sum so far.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}

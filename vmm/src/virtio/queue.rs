@@ -1,0 +1,247 @@
+//! The one gate through which devices use a virtqueue (virtio 1.2, section 2.7).
+//!
+//! `virtio-queue` walks rings and chains. This module adds what it leaves open: a chain that doesn't end properly, that mixes
+//! readable and writable parts, is too long or lies outside of memory breaks the queue. A broken queue is reported once and
+//! gives out nothing any more.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use thiserror::Error;
+use virtio_queue::desc::split::Descriptor;
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::buffers::{Reader, Writer};
+use super::counters::Counters;
+use super::device::{ActiveQueue, Interrupt};
+use super::spec::ring;
+use super::sys::GuestSlice;
+
+/// A rule of the ring that the driver broke.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum RingError {
+    /// The available index is more than a queue size ahead (section 2.7.13.3), or its ring can't be read.
+    #[error("Available ring index is out of range")]
+    AvailableIndex,
+    /// A loop, an index behind the table, a bad indirect table, or more than 2³² bytes (section 2.7.5).
+    #[error("Descriptor chain {0} does not end properly")]
+    Unterminated(u16),
+    /// More descriptors than the queue has (section 2.7.5.3.1).
+    #[error("Descriptor chain {0} is longer than the queue")]
+    TooLong(u16),
+    /// A readable descriptor follows a writable one (section 2.7.4.2).
+    #[error("Descriptor chain {0} has a readable part behind a writable one")]
+    Order(u16),
+    /// A buffer isn't in guest memory.
+    #[error("Descriptor chain {0} has a buffer outside of guest memory")]
+    OutsideMemory(u16),
+    /// The used ring, or a flag, can't be accessed.
+    #[error("Ring is outside of guest memory")]
+    RingMemory,
+}
+
+/// A request: a descriptor chain, checked as a whole.
+pub struct Chain<'m> {
+    /// What the driver sent.
+    pub reader: Reader<'m>,
+    /// Where the answer goes.
+    pub writer: Writer<'m>,
+    /// To be given back by [`VirtQueue::complete`].
+    pub head: Head,
+}
+
+/// The right to complete one request.
+#[derive(Debug)]
+#[must_use = "a request that isn't completed is lost to the driver"]
+pub struct Head(u16);
+
+/// A virtqueue in the hands of a device's worker.
+pub struct VirtQueue {
+    index: u16,
+    queue: Queue,
+    doorbell: EventFd,
+    interrupt: Arc<dyn Interrupt>,
+    counters: Arc<Counters>,
+    broken: bool,
+}
+
+impl VirtQueue {
+    /// Takes over a queue.
+    pub fn new(active: ActiveQueue, interrupt: Arc<dyn Interrupt>, counters: Arc<Counters>) -> Self {
+        let ActiveQueue { index, queue, doorbell } = active;
+        Self { index, queue, doorbell, interrupt, counters, broken: false }
+    }
+
+    /// Index of the queue in its device.
+    pub fn index(&self) -> u16 {
+        self.index
+    }
+
+    /// Becomes readable when the driver has made buffers available.
+    pub fn doorbell(&self) -> &EventFd {
+        &self.doorbell
+    }
+
+    /// The driver broke the ring.
+    pub fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    /// Clears the doorbell; before looking at the ring.
+    pub fn acknowledge(&self) {
+        if self.doorbell.read().is_ok() {
+            self.counters.notifications.add(1);
+        }
+    }
+
+    /// Gives available chains to `handle`, until there are none. After a few rounds of the ring it stops and rings the doorbell
+    /// itself, so that a driver that never stops can't keep the worker from its other work.
+    pub fn drain<'m>(&mut self, memory: &'m GuestMemoryMmap, mut handle: impl FnMut(&mut Self, Chain<'m>)) {
+        let mut budget = 4 * u32::from(self.queue.size());
+        self.disable_notification(memory);
+        loop {
+            while let Some(chain) = self.pop(memory) {
+                handle(self, chain);
+                budget = budget.saturating_sub(1);
+                if budget == 0 {
+                    self.signal(memory);
+                    // A full counter already means that the doorbell rings.
+                    let _ = self.doorbell.write(1);
+                    return;
+                }
+            }
+            self.signal(memory);
+            if !self.enable_notification(memory) {
+                return;
+            }
+            self.disable_notification(memory);
+        }
+    }
+
+    /// The next available chain.
+    pub fn pop<'m>(&mut self, memory: &'m GuestMemoryMmap) -> Option<Chain<'m>> {
+        if self.broken {
+            return None;
+        }
+        let size = self.queue.size();
+        let chain = match self.queue.iter(memory) {
+            Ok(mut available) => available.next()?,
+            Err(_) => {
+                self.fail(&RingError::AvailableIndex);
+                return None;
+            }
+        };
+        match collect(chain, memory, size) {
+            Ok(chain) => {
+                self.counters.requests.add(1);
+                Some(chain)
+            }
+            Err(error) => {
+                self.fail(&error);
+                None
+            }
+        }
+    }
+
+    /// Puts the chain popped last back: the device has nothing to fill it with yet.
+    pub fn unpop(&mut self, head: Head) {
+        let Head(_) = head;
+        self.queue.go_to_previous_position();
+    }
+
+    /// Gives a chain back to the driver, `written` bytes of it filled.
+    pub fn complete(&mut self, memory: &GuestMemoryMmap, head: Head, written: u32) {
+        if !self.broken && self.queue.add_used(memory, head.0, written).is_err() {
+            self.fail(&RingError::RingMemory);
+        }
+    }
+
+    /// Notifies the driver of completed chains, if it wants to know (section 2.7.7).
+    pub fn signal(&mut self, memory: &GuestMemoryMmap) {
+        if self.broken {
+            return;
+        }
+        match self.wants_signal(memory) {
+            Ok(true) => {
+                self.counters.interrupts.add(1);
+                self.interrupt.signal_used(self.index);
+            }
+            Ok(false) => {}
+            Err(error) => self.fail(&error),
+        }
+    }
+
+    /// Asks the driver for notifications. True if chains are available already.
+    pub fn enable_notification(&mut self, memory: &GuestMemoryMmap) -> bool {
+        if self.broken {
+            return false;
+        }
+        self.queue.enable_notification(memory).unwrap_or_else(|_| {
+            self.fail(&RingError::RingMemory);
+            false
+        })
+    }
+
+    /// Tells the driver that notifications are not needed.
+    pub fn disable_notification(&mut self, memory: &GuestMemoryMmap) {
+        if !self.broken && self.queue.disable_notification(memory).is_err() {
+            self.fail(&RingError::RingMemory);
+        }
+    }
+
+    /// Marks the queue as broken and reports it, once.
+    pub fn fail(&mut self, error: &dyn std::error::Error) {
+        if !self.broken {
+            self.broken = true;
+            self.interrupt.signal_needs_reset(&format!("queue {}: {error}", self.index));
+        }
+    }
+
+    fn wants_signal(&mut self, memory: &GuestMemoryMmap) -> Result<bool, RingError> {
+        if self.queue.event_idx_enabled() {
+            return self.queue.needs_notification(memory).map_err(|_| RingError::RingMemory);
+        }
+        // Completed chains must be visible before the flag is read (section 2.7.7.2).
+        std::sync::atomic::fence(Ordering::SeqCst);
+        let flags: u16 =
+            memory.load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed).map_err(|_| RingError::RingMemory)?;
+        Ok(u16::from_le(flags) & ring::AVAILABLE_F_NO_INTERRUPT == 0)
+    }
+}
+
+/// Walks a chain once.
+fn collect<'m>(
+    descriptors: DescriptorChain<&'m GuestMemoryMmap>,
+    memory: &'m GuestMemoryMmap,
+    size: u16,
+) -> Result<Chain<'m>, RingError> {
+    let head = descriptors.head_index();
+    let mut readable = Vec::new();
+    let mut writable = Vec::new();
+    // `virtio-queue` ends a bad chain as it ends a good one; a good one ends with a descriptor that has no next.
+    let mut ended = false;
+    for (count, descriptor) in descriptors.enumerate() {
+        if count >= usize::from(size) {
+            return Err(RingError::TooLong(head));
+        }
+        let part = if descriptor.is_write_only() { &mut writable } else { &mut readable };
+        add_slices(part, &descriptor, memory).ok_or(RingError::OutsideMemory(head))?;
+        if !descriptor.is_write_only() && !writable.is_empty() {
+            return Err(RingError::Order(head));
+        }
+        ended = !descriptor.has_next();
+    }
+    if !ended {
+        return Err(RingError::Unterminated(head));
+    }
+    Ok(Chain { reader: Reader::new(readable), writer: Writer::new(writable), head: Head(head) })
+}
+
+fn add_slices<'m>(part: &mut Vec<GuestSlice<'m>>, descriptor: &Descriptor, memory: &'m GuestMemoryMmap) -> Option<()> {
+    for slice in memory.get_slices(descriptor.addr(), usize::try_from(descriptor.len()).ok()?) {
+        part.push(slice.ok()?);
+    }
+    Some(())
+}

@@ -1,0 +1,189 @@
+//! A thread that owns a device's queues while the device is active.
+//!
+//! [`Worker::start`] moves the service in; [`Worker::stop`] returns it. In between the thread waits for file descriptors and
+//! gives their events to the service. A pause waits until the service has returned from its handler.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// Workers need little: no deep recursion, buffers are on the heap or in guest memory.
+const STACK_BYTES: usize = 128 << 10;
+const CONTROL_TOKEN: u64 = u64::MAX;
+const EVENTS_AT_ONCE: usize = 32;
+
+/// What a worker does.
+pub trait Service: Send + 'static {
+    /// Called once on the worker's thread: registers file descriptors and looks at what is there already.
+    fn start(&mut self, watch: &Watch) -> io::Result<()>;
+
+    /// A file descriptor has an event.
+    fn handle(&mut self, watch: &Watch, token: u64, events: EventSet);
+
+    /// Called after each batch of events.
+    fn after_events(&mut self, _watch: &Watch) {}
+
+    /// When [`Service::timeout`] is to be called.
+    fn deadline(&self) -> Option<Instant> {
+        None
+    }
+
+    /// The deadline has passed.
+    fn timeout(&mut self, _watch: &Watch) {}
+}
+
+/// The file descriptors that a worker waits for.
+pub struct Watch(Epoll);
+
+impl Watch {
+    /// Waits for `events` of `fd`. `token` comes back with each; all values but the largest are free.
+    pub fn add(&self, fd: &impl AsRawFd, events: EventSet, token: u64) -> io::Result<()> {
+        self.0.ctl(ControlOperation::Add, fd.as_raw_fd(), EpollEvent::new(events, token))
+    }
+
+    /// Stops waiting. Closing a file descriptor does that too, when it is the last one for its file.
+    pub fn remove(&self, fd: RawFd) {
+        let _ = self.0.ctl(ControlOperation::Delete, fd, EpollEvent::default());
+    }
+}
+
+/// What the owner wants of the thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Command {
+    Run,
+    Pause,
+    Stop,
+}
+
+struct Control {
+    event: EventFd,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+struct State {
+    command: Command,
+    /// The thread stands still, or has ended.
+    idle: bool,
+}
+
+impl Control {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn command(&self, command: Command) {
+        self.lock().command = command;
+        self.changed.notify_all();
+        // Can't fail: the counter can't be full.
+        let _ = self.event.write(1);
+    }
+
+    /// On the thread: stands still while paused. False to stop.
+    fn obey(&self) -> bool {
+        let _ = self.event.read();
+        let mut state = self.lock();
+        while state.command == Command::Pause {
+            state.idle = true;
+            self.changed.notify_all();
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.idle = false;
+        state.command == Command::Run
+    }
+}
+
+/// Handle to the thread.
+pub struct Worker<S> {
+    control: Arc<Control>,
+    thread: JoinHandle<S>,
+}
+
+impl<S: Service> Worker<S> {
+    /// Starts a thread named `name`.
+    pub fn start(name: &str, service: S) -> io::Result<Self> {
+        let control = Arc::new(Control {
+            event: EventFd::new(EFD_NONBLOCK)?,
+            state: Mutex::new(State { command: Command::Run, idle: false }),
+            changed: Condvar::new(),
+        });
+        let watch = Watch(Epoll::new()?);
+        watch.add(&control.event, EventSet::IN, CONTROL_TOKEN)?;
+        let on_thread = Arc::clone(&control);
+        let thread = std::thread::Builder::new()
+            .name(name.to_owned())
+            .stack_size(STACK_BYTES)
+            .spawn(move || run(service, &watch, &on_thread))?;
+        Ok(Self { control, thread })
+    }
+
+    /// Waits until the service stands still.
+    pub fn pause(&self) {
+        self.control.command(Command::Pause);
+        let mut state = self.control.lock();
+        while state.command == Command::Pause && !state.idle {
+            state = self.control.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Lets the service go on.
+    pub fn resume(&self) {
+        self.control.command(Command::Run);
+    }
+
+    /// Ends the thread and returns the service; `None` if it panicked.
+    pub fn stop(self) -> Option<S> {
+        self.control.command(Command::Stop);
+        self.thread.join().ok()
+    }
+}
+
+/// Marks the thread as idle however it ends, so that a pause never waits for a dead thread.
+struct Ending<'a>(&'a Control);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.lock().idle = true;
+        self.0.changed.notify_all();
+    }
+}
+
+fn run<S: Service>(mut service: S, watch: &Watch, control: &Control) -> S {
+    let _ending = Ending(control);
+    if service.start(watch).is_err() {
+        return service;
+    }
+    service.after_events(watch);
+    let mut events = vec![EpollEvent::default(); EVENTS_AT_ONCE];
+    loop {
+        let count = match watch.0.wait(wait_ms(service.deadline()), &mut events) {
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+            Err(_) => return service,
+        };
+        let ready = events.get(..count).unwrap_or_default();
+        // Commands come first: a pause shouldn't wait for a long batch.
+        if ready.iter().any(|event| event.data() == CONTROL_TOKEN) && !control.obey() {
+            return service;
+        }
+        for event in ready.iter().filter(|event| event.data() != CONTROL_TOKEN) {
+            service.handle(watch, event.data(), event.event_set());
+        }
+        if service.deadline().is_some_and(|deadline| deadline <= Instant::now()) {
+            service.timeout(watch);
+        }
+        service.after_events(watch);
+    }
+}
+
+/// Milliseconds until the deadline, rounded up; -1 for ever.
+fn wait_ms(deadline: Option<Instant>) -> i32 {
+    let Some(deadline) = deadline else { return -1 };
+    let left = deadline.saturating_duration_since(Instant::now()) + Duration::from_micros(999);
+    i32::try_from(left.as_millis()).unwrap_or(i32::MAX)
+}
