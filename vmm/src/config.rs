@@ -3,10 +3,33 @@
 //! The names follow Firecracker's configuration file where both have the thing, so that what people know carries over.
 //! Parsing refuses unknown fields and names the field of every error; [`VmConfig::validate`] checks what types can't.
 
-use std::path::PathBuf;
+use std::collections::HashSet;
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+
+/// Longest configuration.
+pub const MAX_CONFIG_BYTES: u64 = 1 << 20;
+/// Most drives: bus 0 has 31 slots, and three may be taken by console, vsock and entropy.
+pub const MAX_DRIVES: usize = 28;
+/// Longest name of a drive (VIRTIO_BLK_ID_BYTES).
+pub const MAX_DRIVE_ID_BYTES: usize = 20;
+/// Longest path of a Unix socket (`sun_path` without its NUL).
+pub const MAX_SOCKET_PATH_BYTES: usize = 107;
+/// Longest vsock path: `_<port>` is put behind it.
+pub const MAX_UDS_PATH_BYTES: usize = 100;
+/// Longest `boot_args`; the whole command line has 2,048 bytes.
+pub const MAX_BOOT_ARGS_BYTES: usize = 1800;
+/// Smallest context identifier of a guest: 0 to 2 are the hypervisor, local and the host.
+pub const MIN_GUEST_CID: u32 = 3;
+/// A writer that doesn't write holds up the start this long.
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Everything that `hull-vmm` needs to build one VM.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -154,3 +177,140 @@ pub enum ConfigError {
         problem: String,
     },
 }
+
+/// A configuration that can't be read.
+#[derive(Debug, Error)]
+pub enum ReadError {
+    /// Not readable.
+    #[error("Can't read the configuration")]
+    Io(#[from] io::Error),
+    /// Too long.
+    #[error("The configuration is longer than {MAX_CONFIG_BYTES} bytes")]
+    TooLong,
+    /// The writer of the pipe doesn't close it.
+    #[error("The configuration did not arrive within {} s", READ_TIMEOUT.as_secs())]
+    Timeout,
+}
+
+/// Reads a configuration from a file, pipe or socket, bounded in size and time.
+pub fn read_bounded(mut source: impl Read + AsFd) -> Result<Vec<u8>, ReadError> {
+    let mut text = Vec::new();
+    let mut chunk = [0; 8192];
+    let deadline = std::time::Instant::now() + READ_TIMEOUT;
+    loop {
+        let left = deadline.saturating_duration_since(std::time::Instant::now());
+        let mut fds = [PollFd::new(source.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO)) {
+            Ok(0) => return Err(ReadError::Timeout),
+            Ok(_) => {}
+            Err(nix::Error::EINTR) => continue,
+            Err(error) => return Err(ReadError::Io(error.into())),
+        }
+        let count = source.read(&mut chunk)?;
+        if count == 0 {
+            return Ok(text);
+        }
+        text.extend_from_slice(chunk.get(..count).unwrap_or_default());
+        if text.len() as u64 > MAX_CONFIG_BYTES {
+            return Err(ReadError::TooLong);
+        }
+    }
+}
+
+impl VmConfig {
+    /// Parses and validates.
+    pub fn from_json(text: &[u8]) -> Result<Self, ConfigError> {
+        let mut json = serde_json::Deserializer::from_slice(text);
+        let config: Self = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+            let field = error.path().to_string();
+            ConfigError::Parse { field, problem: error.into_inner().to_string() }
+        })?;
+        json.end().map_err(|error| ConfigError::Parse { field: ".".to_owned(), problem: error.to_string() })?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Checks what types can't express.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        self.boot_source.validate()?;
+        self.machine_config.validate()?;
+        validate_drives(&self.drives)?;
+        if let Some(vsock) = &self.vsock {
+            let cids = MIN_GUEST_CID..u32::MAX;
+            check(cids.contains(&vsock.guest_cid), "vsock.guest_cid", "must be at least 3 and not 4294967295")?;
+            check_path(&vsock.uds_path, "vsock.uds_path", MAX_UDS_PATH_BYTES)?;
+        }
+        if let Some(path) = self.console.as_ref().and_then(|console| console.log_path.as_ref()) {
+            check_path(path, "console.log_path", libc::PATH_MAX as usize)?;
+        }
+        if let Some(path) = &self.control_socket {
+            check_path(path, "control_socket", MAX_SOCKET_PATH_BYTES)?;
+        }
+        Ok(())
+    }
+}
+
+impl BootSource {
+    fn validate(&self) -> Result<(), ConfigError> {
+        check_path(&self.kernel_image_path, "boot-source.kernel_image_path", libc::PATH_MAX as usize)?;
+        if let Some(path) = &self.initrd_path {
+            check_path(path, "boot-source.initrd_path", libc::PATH_MAX as usize)?;
+        }
+        let printable = self.boot_args.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic());
+        check(printable, "boot-source.boot_args", "must be printable ASCII on one line")?;
+        let fits = self.boot_args.len() <= MAX_BOOT_ARGS_BYTES;
+        check(fits, "boot-source.boot_args", &format!("must have at most {MAX_BOOT_ARGS_BYTES} bytes"))
+    }
+}
+
+impl MachineConfig {
+    fn validate(&self) -> Result<(), ConfigError> {
+        let vcpus = 1..=Self::MAX_VCPUS;
+        check(
+            vcpus.contains(&self.vcpu_count),
+            "machine-config.vcpu_count",
+            &format!("must be {} to {}, not {}", vcpus.start(), vcpus.end(), self.vcpu_count),
+        )?;
+        let sizes = Self::MIN_MEM_SIZE_MIB..=Self::MAX_MEM_SIZE_MIB;
+        check(
+            sizes.contains(&self.mem_size_mib),
+            "machine-config.mem_size_mib",
+            &format!("must be {} to {}, not {}", sizes.start(), sizes.end(), self.mem_size_mib),
+        )?;
+        let whole = self.huge_pages != HugePages::Hugetlb2M || self.mem_size_mib.is_multiple_of(2);
+        check(whole, "machine-config.mem_size_mib", "must be a multiple of 2 with 2M huge pages")
+    }
+}
+
+fn validate_drives(drives: &[Drive]) -> Result<(), ConfigError> {
+    check(drives.len() <= MAX_DRIVES, "drives", &format!("at most {MAX_DRIVES} are possible, not {}", drives.len()))?;
+    let mut ids = HashSet::new();
+    for (index, drive) in drives.iter().enumerate() {
+        let id = drive.drive_id.as_str();
+        let field = format!("drives[{index}].drive_id");
+        let valid = (1..=MAX_DRIVE_ID_BYTES).contains(&id.len())
+            && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
+        check(valid, &field, &format!("must have 1 to {MAX_DRIVE_ID_BYTES} letters, digits, - or _"))?;
+        check(ids.insert(id), &field, &format!("another drive is called {id} already"))?;
+        check_path(&drive.path_on_host, &format!("drives[{index}].path_on_host"), libc::PATH_MAX as usize)?;
+    }
+    Ok(())
+}
+
+fn check_path(path: &Path, field: &str, max_bytes: usize) -> Result<(), ConfigError> {
+    let bytes = path.as_os_str().as_bytes();
+    check(!bytes.is_empty(), field, "must not be empty")?;
+    check(!bytes.contains(&0), field, "must not contain a NUL byte")?;
+    check(bytes.len() <= max_bytes, field, &format!("must have at most {max_bytes} bytes, not {}", bytes.len()))
+}
+
+fn check(holds: bool, field: &str, problem: &str) -> Result<(), ConfigError> {
+    if holds {
+        return Ok(());
+    }
+    Err(ConfigError::Value { field: field.to_owned(), problem: problem.to_owned() })
+}
+
+#[cfg(test)]
+#[path = "config_test.rs"]
+mod tests;

@@ -1,10 +1,22 @@
 //! Hull's virtual machine monitor.
 
 pub mod arch;
+pub mod builder;
 pub mod bus;
+pub mod cleanup;
 pub mod config;
+pub mod console;
+pub mod control;
+pub mod device;
+pub mod event_loop;
+pub mod events;
+pub mod fd;
 pub mod interrupt;
+pub mod kvm;
+pub mod loader;
 pub mod memory;
 pub mod pci;
 pub mod report;
+pub mod vcpu;
 pub mod virtio;
+pub mod vm;

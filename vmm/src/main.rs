@@ -1,1 +1,232 @@
-fn main() {}
+//! `hull-vmm`: one process per VM.
+
+use std::cell::RefCell;
+use std::error::Error;
+use std::fs::File;
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+use hull_vmm::cleanup::Cleanup;
+use hull_vmm::config::{self, VmConfig};
+use hull_vmm::event_loop::{self, Outcome};
+use hull_vmm::events::EventStream;
+use hull_vmm::report::{BootPhase, ExitCause, ExitReport};
+use hull_vmm::vm::Ending;
+use hull_vmm::{builder, fd, memory};
+
+/// Hull's virtual machine monitor: runs one VM.
+#[derive(Debug, Parser)]
+#[command(name = "hull-vmm", version, about, after_help = EXIT_STATUS)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_STATUS: &str = "Exit status of run: 0 the guest powered off or was stopped, 1 the VM could not start, \
+3 reset, 4 guest kernel panic, 5 triple fault, 6 the monitor failed. 2: wrong arguments.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a VM until it ends
+    Run(RunArgs),
+    /// Tell whether a configuration is valid
+    CheckConfig {
+        /// JSON file
+        file: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    #[command(flatten)]
+    source: ConfigSource,
+    /// Write events, one JSON object a line, to this inherited descriptor; stop when its other end is closed
+    #[arg(long, value_name = "N")]
+    events_fd: Option<RawFd>,
+    /// Name of the VM in answers of the control socket
+    #[arg(long, default_value = "anonymous", value_parser = vm_name)]
+    id: String,
+    /// Directory of the front door: its files are removed when the events descriptor's other end is closed
+    #[arg(long, value_name = "DIR", requires = "events_fd")]
+    runtime_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct ConfigSource {
+    /// Configuration of the VM, a JSON file
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Configuration of the VM, read from this inherited descriptor to its end
+    #[arg(long, value_name = "N")]
+    config_fd: Option<RawFd>,
+}
+
+fn vm_name(text: &str) -> Result<String, String> {
+    let valid = (1..=128).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
+    if valid { Ok(text.to_owned()) } else { Err("must have 1 to 128 printable ASCII characters".to_owned()) }
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Run(args) => return run(args),
+        Command::CheckConfig { file } => check_config(&file),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(error.as_ref());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn check_config(path: &PathBuf) -> Result<()> {
+    read_config(&ConfigSource { config: Some(path.clone()), config_fd: None })?;
+    Ok(())
+}
+
+fn read_config(source: &ConfigSource) -> Result<VmConfig> {
+    let (name, file) = match (&source.config, source.config_fd) {
+        (Some(path), _) => {
+            let name = path.display().to_string();
+            let file = File::open(path).with_context(|| name.clone())?;
+            (name, file)
+        }
+        (None, Some(number)) => {
+            let name = format!("config-fd {number}");
+            let file = File::from(fd::take_inherited(number).with_context(|| name.clone())?);
+            (name, file)
+        }
+        (None, None) => anyhow::bail!("no configuration"),
+    };
+    let text = config::read_bounded(file).with_context(|| name.clone())?;
+    VmConfig::from_json(&text).context(name)
+}
+
+fn run(args: RunArgs) -> ExitCode {
+    memory::limit_heap_arenas();
+    let events = match open_events(args.events_fd) {
+        Ok(events) => Arc::new(events),
+        Err(error) => {
+            complain(error.as_ref());
+            return exit_code(ExitCause::StartFailed);
+        }
+    };
+    events.phase(BootPhase::MonitorStarted);
+    let config = match read_config(&args.source) {
+        Ok(config) => config,
+        Err(error) => return fail_start(&events, error.as_ref()),
+    };
+    let cleanup = Cleanup {
+        sockets: [config.control_socket.clone(), config.vsock.as_ref().map(|vsock| vsock.uds_path.clone())]
+            .into_iter()
+            .flatten()
+            .collect(),
+        runtime_dir: args.runtime_dir.clone(),
+    };
+    end_process_on_panic(events.clone(), cleanup.clone());
+    match run_vm(&config, &args, &events, &cleanup) {
+        Ok(report) => {
+            let code = exit_code(report.cause);
+            if !matches!(report.cause, ExitCause::PowerOff | ExitCause::Stopped) {
+                eprintln!("hull-vmm: {}", report.message);
+            }
+            events.exited(report);
+            code
+        }
+        Err(error) => fail_start(&events, error.as_ref()),
+    }
+}
+
+fn open_events(number: Option<RawFd>) -> Result<EventStream> {
+    let Some(number) = number else { return Ok(EventStream::none()) };
+    let fd = fd::take_inherited(number).with_context(|| format!("events-fd {number}"))?;
+    EventStream::over(fd).with_context(|| format!("events-fd {number}"))
+}
+
+/// Builds the VM and runs it to its end.
+fn run_vm(config: &VmConfig, args: &RunArgs, events: &EventStream, cleanup: &Cleanup) -> Result<ExitReport> {
+    event_loop::block_stop_signals().context("signals")?;
+    let vm = builder::build(config, |phase| events.phase(phase))?;
+    let vm = Rc::new(RefCell::new(vm));
+    vm.borrow_mut().start()?;
+    events.phase(BootPhase::GuestEntered);
+    let outcome = event_loop::run(&vm, events.raw_fd(), None);
+    let _ = &args.id;
+    let (ending, front_door_gone) = match outcome {
+        Ok(Outcome::Ended(ending)) => (ending, false),
+        Ok(Outcome::FrontDoorGone) => {
+            (Ending { cause: ExitCause::Stopped, message: "The front door went away".to_owned() }, true)
+        }
+        Err(error) => (Ending { cause: ExitCause::MonitorFailed, message: one_line(&error) }, false),
+    };
+    let vm = Rc::into_inner(vm).context("the VM is still in use")?.into_inner();
+    let report = vm.report(ending);
+    // Threads that don't end in time end with the process.
+    let _ = vm.shut_down();
+    if front_door_gone {
+        cleanup.everything();
+    } else {
+        cleanup.sockets();
+    }
+    Ok(report)
+}
+
+fn fail_start(events: &EventStream, error: &(dyn Error + 'static)) -> ExitCode {
+    complain(error);
+    events.exited(ExitReport {
+        cause: ExitCause::StartFailed,
+        message: one_line(error),
+        console_tail: String::new(),
+    });
+    exit_code(ExitCause::StartFailed)
+}
+
+fn complain(error: &(dyn Error + 'static)) {
+    eprintln!("hull-vmm: {}", one_line(error));
+}
+
+/// The error and its causes on one line.
+fn one_line(error: &(dyn Error + 'static)) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let text = error.to_string();
+        // A transparent error shows its cause already.
+        if !line.ends_with(&text) {
+            line.push_str(": ");
+            line.push_str(&text);
+        }
+        cause = error.source();
+    }
+    line.replace('\n', " ")
+}
+
+/// A panic in any thread ends the process, with an event, and without sockets left behind.
+fn end_process_on_panic(events: Arc<EventStream>, cleanup: Cleanup) {
+    std::panic::set_hook(Box::new(move |info| {
+        let message = format!("hull-vmm panicked: {}", info.to_string().replace('\n', " "));
+        eprintln!("hull-vmm: {message}");
+        let report = ExitReport { cause: ExitCause::MonitorFailed, message, console_tail: String::new() };
+        events.exited(report);
+        cleanup.sockets();
+        std::process::abort();
+    }));
+}
+
+fn exit_code(cause: ExitCause) -> ExitCode {
+    ExitCode::from(match cause {
+        ExitCause::PowerOff | ExitCause::Stopped => 0,
+        ExitCause::StartFailed => 1,
+        ExitCause::Reset => 3,
+        ExitCause::Panic => 4,
+        ExitCause::TripleFault => 5,
+        ExitCause::MonitorFailed => 6,
+    })
+}

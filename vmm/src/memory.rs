@@ -1,12 +1,11 @@
 //! All mappings of guest memory.
 //!
 //! This is one of the modules with `unsafe`: it makes the mappings that the guest runs in, and it is the only place that
-//! holds raw pointers to them. Everything else goes through [`GuestRam`] and [`EcamPages`].
+//! holds raw pointers to them. Everything else goes through [`GuestRam`] and [`ConfigPages`].
 #![allow(unsafe_code, reason = "creates and owns the memory mappings of the guest")]
 
 use std::io;
 use std::ptr;
-use std::sync::Arc;
 
 use thiserror::Error;
 use vm_memory::mmap::{MmapRegion, MmapRegionError};
@@ -14,6 +13,7 @@ use vm_memory::{GuestAddress, GuestMemory, GuestMemoryAtomic, GuestMemoryMmap, G
 
 use crate::arch::layout;
 use crate::config::HugePages;
+use crate::pci::ConfigSpaceMemory;
 
 /// Guest memory whose regions may change while devices run: each use takes a snapshot with `memory()`.
 pub type GuestRam = GuestMemoryAtomic<GuestMemoryMmap>;
@@ -58,7 +58,6 @@ impl From<MmapRegionError> for MemoryError {
 
 /// Maps the RAM of a VM: anonymous and private, low memory up to the hole below 4 GiB and the rest above 4 GiB.
 ///
-/// The mappings live as long as the process: worker threads and KVM hold their addresses.
 pub fn create_ram(size_bytes: u64, pages: HugePages) -> Result<GuestRam, MemoryError> {
     let regions = layout::ram_regions(size_bytes)
         .into_iter()
@@ -91,79 +90,53 @@ pub fn host_ranges(memory: &GuestMemoryMmap) -> Vec<HostRange> {
         .collect()
 }
 
-/// The monitor's view of the pages behind PCI configuration space (ECAM).
-///
-/// The guest reads them without an exit; only the monitor writes. Accesses are volatile and little-endian, must be aligned to their
-/// size and inside the page: others read as all ones and write nothing, as on a bus without an answer.
-#[derive(Debug, Clone)]
-pub struct EcamPages {
-    mapping: Arc<Mapping>,
+/// The pages that hold PCI configuration space and device registers: the guest reads them without an exit, only the monitor writes.
+#[derive(Debug)]
+pub struct ConfigPages {
+    mapping: Mapping,
 }
 
-macro_rules! ecam_access {
-    ($read:ident, $write:ident, $type:ty) => {
-        #[doc = concat!("Reads a `", stringify!($type), "`.")]
-        pub fn $read(&self, offset: usize) -> $type {
-            match self.cell(offset, size_of::<$type>()) {
-                // SAFETY: `cell` checked that the access is aligned and inside the mapping, which lives as long as `self`.
-                Some(cell) => <$type>::from_le(unsafe { ptr::read_volatile(cell.cast::<$type>()) }),
-                None => <$type>::MAX,
-            }
-        }
-
-        #[doc = concat!("Writes a `", stringify!($type), "`.")]
-        pub fn $write(&self, offset: usize, value: $type) {
-            if let Some(cell) = self.cell(offset, size_of::<$type>()) {
-                // SAFETY: as for the read. Other threads and the guest see either the old or the new value of an aligned cell;
-                // no Rust reference to these bytes exists anywhere.
-                unsafe { ptr::write_volatile(cell.cast::<$type>(), value.to_le()) }
-            }
-        }
-    };
-}
-
-impl EcamPages {
+impl ConfigPages {
     /// Maps one huge page of zeros and touches it, so that the guest never waits for it.
     pub fn new() -> Result<Self, MemoryError> {
-        let mapping = Mapping::new(layout::ECAM_BYTES, HugePages::Transparent)?;
-        let pages = Self { mapping: Arc::new(mapping) };
-        for offset in (0..pages.len()).step_by(4096) {
-            pages.write_u8(offset, 0);
+        let pages = Self { mapping: Mapping::new(layout::CONFIG_PAGES_BYTES, HugePages::Transparent)? };
+        for offset in (0..pages.mapping.size).step_by(4096) {
+            pages.store(offset, &[0]);
         }
         Ok(pages)
-    }
-
-    /// Size in bytes.
-    pub fn len(&self) -> usize {
-        self.mapping.size
-    }
-
-    /// Never true; here because `len` is.
-    pub fn is_empty(&self) -> bool {
-        self.mapping.size == 0
     }
 
     /// Where the pages are, for a memory slot at `guest`.
     pub fn host_range(&self, guest: GuestAddress) -> HostRange {
         HostRange { guest, host: self.mapping.start as u64, size: self.mapping.size as u64 }
     }
+}
 
-    ecam_access!(read_u8, write_u8, u8);
-    ecam_access!(read_u16, write_u16, u16);
-    ecam_access!(read_u32, write_u32, u32);
-
-    /// Pointer to `width` bytes at `offset`, if they are aligned and inside.
-    fn cell(&self, offset: usize, width: usize) -> Option<*mut u8> {
-        let end = offset.checked_add(width)?;
-        if end > self.mapping.size || !offset.is_multiple_of(width) {
-            return None;
+impl ConfigSpaceMemory for ConfigPages {
+    fn store(&self, offset: usize, data: &[u8]) {
+        if offset.checked_add(data.len()).is_none_or(|end| end > self.mapping.size) {
+            return;
         }
-        // SAFETY: `offset` is inside the mapping.
-        Some(unsafe { self.mapping.start.add(offset) })
+        // SAFETY: the check above keeps the access inside the mapping, which is never unmapped; no Rust reference to these
+        // bytes exists anywhere.
+        unsafe {
+            let cell = self.mapping.start.add(offset);
+            match *data {
+                [a, b] if offset.is_multiple_of(2) => cell.cast::<u16>().write_volatile(u16::from_ne_bytes([a, b])),
+                [a, b, c, d] if offset.is_multiple_of(4) => {
+                    cell.cast::<u32>().write_volatile(u32::from_ne_bytes([a, b, c, d]));
+                }
+                [a, b, c, d, e, f, g, h] if offset.is_multiple_of(8) => {
+                    cell.cast::<u64>().write_volatile(u64::from_ne_bytes([a, b, c, d, e, f, g, h]));
+                }
+                _ => data.iter().enumerate().for_each(|(index, byte)| cell.add(index).write_volatile(*byte)),
+            }
+        }
     }
 }
 
-/// An anonymous private mapping, aligned to a huge page.
+/// An anonymous private mapping, aligned to a huge page. It lives as long as the process, because KVM knows its address: a memory slot
+/// over unmapped addresses would let the guest into whatever is mapped there next.
 #[derive(Debug)]
 struct Mapping {
     start: *mut u8,
@@ -219,26 +192,18 @@ impl Mapping {
         Ok(Self { start, size })
     }
 
-    /// Hands the range to `vm-memory`, for the rest of the process's life.
+    /// Hands the range to `vm-memory`.
     fn into_region(self) -> Result<MmapRegion, MemoryError> {
-        let this = std::mem::ManuallyDrop::new(self);
-        // SAFETY: the range is mapped readable and writable with these flags, and is never unmapped because `this` isn't dropped.
+        // SAFETY: the range is mapped readable and writable with these flags, and is never unmapped.
         let region = unsafe {
             MmapRegion::build_raw(
-                this.start,
-                this.size,
+                self.start,
+                self.size,
                 libc::PROT_READ | libc::PROT_WRITE,
                 libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
             )
         };
         Ok(region?)
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: this value owns the range and nobody can use it any more.
-        unsafe { libc::munmap(self.start.cast(), self.size) };
     }
 }
 
@@ -306,15 +271,16 @@ mod tests {
     }
 
     #[test]
-    fn ecam_accesses_are_bounded_and_aligned() {
-        let pages = EcamPages::new().unwrap();
-        pages.write_u32(0x1000, 0x1234_5678);
-        assert_eq!(pages.read_u16(0x1002), 0x1234);
-        assert_eq!(pages.read_u8(0x1000), 0x78);
-        assert_eq!(pages.read_u32(0x1001), u32::MAX, "unaligned");
-        assert_eq!(pages.read_u32(pages.len()), u32::MAX, "outside");
-        assert_eq!(pages.read_u32(usize::MAX - 3), u32::MAX, "overflow");
-        pages.write_u32(pages.len() - 2, 7);
-        pages.write_u8(usize::MAX, 7);
+    fn stores_to_config_pages_are_bounded() {
+        let pages = ConfigPages::new().unwrap();
+        let size = pages.mapping.size;
+        pages.store(0x1000, &[1, 2, 3, 4]);
+        pages.store(0x1005, &[5, 6]);
+        for (offset, len) in [(size, 1), (size - 1, 2), (usize::MAX, 4), (usize::MAX - 3, 4)] {
+            pages.store(offset, &[7, 7, 7, 7][..len]);
+        }
+        // SAFETY: inside the mapping, and nothing writes at the same time.
+        let seen = unsafe { std::slice::from_raw_parts(pages.mapping.start.add(0x1000), 8) };
+        assert_eq!(seen, [1, 2, 3, 4, 0, 5, 6, 0]);
     }
 }

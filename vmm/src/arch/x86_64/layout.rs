@@ -6,10 +6,13 @@
 //! | 0x2_0000 | 0x3_0000 | kernel command line |
 //! | 0x9_fc00 | 0x10_0000 | not RAM for the guest; ACPI tables from 0xe_0000 |
 //! | 0x10_0000 | at most 3 GiB | RAM: kernel, then initramfs at the upper end |
-//! | 0xe000_0000 | + 2 MiB | PCI configuration space (ECAM), read-only for the guest |
+//! | 0xe000_0000 | + 1 MiB | PCI configuration space of bus 0 (ECAM) |
+//! | 0xe010_0000 | 0xfec0_0000 | PCI BARs |
 //! | 0xfee0_0000 | | local APICs |
 //! | 4 GiB | | the rest of RAM |
-//! | [`bar_window`] | + 64 GiB | PCI BARs |
+//!
+//! ECAM and the first MiB of BARs are one huge page of the host, which the guest reads without exits: one page, one memory slot, one
+//! nested page fault.
 
 use std::ops::Range;
 
@@ -48,19 +51,20 @@ pub const HOLE_START: u64 = 0xc000_0000;
 pub const HOLE_END: u64 = 1 << 32;
 /// PCI configuration space of bus 0.
 pub const ECAM_START: u64 = 0xe000_0000;
-/// Size of the ECAM mapping: one huge page, of which bus 0 uses the first half.
-pub const ECAM_BYTES: usize = 2 << 20;
+/// Size of the configuration space of one bus.
+pub const ECAM_BYTES: u64 = 1 << 20;
+/// Size of the pages that the guest reads without exits: ECAM, then the start of [`BAR_WINDOW`].
+pub const CONFIG_PAGES_BYTES: usize = 2 << 20;
+/// PCI BARs.
+pub const BAR_WINDOW: Range<u64> = ECAM_START + ECAM_BYTES..0xfec0_0000;
 /// Local APICs.
 pub const LOCAL_APIC_START: u32 = 0xfee0_0000;
 /// Three pages that KVM needs on some Intel processors; below the reset vector, where no RAM is.
 pub const KVM_TSS_START: usize = 0xfffb_d000;
-/// Size of the window for PCI BARs.
-pub const BAR_WINDOW_BYTES: u64 = 64 << 30;
-/// The window for PCI BARs starts here, or behind RAM when that is higher.
-const BAR_WINDOW_LOWEST: u64 = 256 << 30;
-
 /// Transmit-only serial port.
 pub const SERIAL_PORT: u16 = 0x3f8;
+/// Number of its ports.
+pub const SERIAL_PORTS: u16 = 8;
 /// Ports for power: reset, sleep control, sleep status.
 pub const POWER_PORT: u16 = 0x600;
 /// Number of ports for power.
@@ -97,12 +101,6 @@ pub fn ram_end(size_bytes: u64) -> u64 {
     }
 }
 
-/// Window in which PCI BARs live. It depends on the size of memory only, so that a guest finds its devices where they were.
-pub fn bar_window(ram_size_bytes: u64) -> Range<u64> {
-    let start = ram_end(ram_size_bytes).next_multiple_of(BAR_WINDOW_BYTES).max(BAR_WINDOW_LOWEST);
-    start..start + BAR_WINDOW_BYTES
-}
-
 /// The memory map that the kernel is told.
 pub fn e820(ram_size_bytes: u64) -> Vec<boot_e820_entry> {
     let low_end = ram_size_bytes.min(HOLE_START);
@@ -110,7 +108,7 @@ pub fn e820(ram_size_bytes: u64) -> Vec<boot_e820_entry> {
         entry(0, LOW_RAM_END, E820_RAM),
         entry(ACPI_START.0, ACPI_END, E820_RESERVED),
         entry(HIMEM_START.0, low_end, E820_RAM),
-        entry(ECAM_START, ECAM_START + ECAM_BYTES as u64, E820_RESERVED),
+        entry(ECAM_START, ECAM_START + ECAM_BYTES, E820_RESERVED),
     ];
     if ram_end(ram_size_bytes) > HOLE_END {
         map.push(entry(HOLE_END, ram_end(ram_size_bytes), E820_RAM));
@@ -156,11 +154,5 @@ mod tests {
         for size in [32u64 << 20, 1 << 30, 3 << 30, (3 << 30) + (2 << 20), 1 << 40] {
             assert!(ranges(size).windows(2).all(|w| w[0].1 <= w[1].0), "{size:#x}");
         }
-    }
-
-    #[test]
-    fn the_bar_window_is_behind_all_ram() {
-        assert_eq!(bar_window(128 << 20).start, 256 << 30);
-        assert_eq!(bar_window(1 << 40).start, (1 << 40) + (64 << 30));
     }
 }

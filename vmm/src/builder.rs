@@ -1,0 +1,236 @@
+//! From a [`VmConfig`] to a [`Vm`], in order. Nothing is left half made: an error drops what there is.
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+
+use kvm_bindings::CpuId;
+use thiserror::Error;
+use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryMmap};
+
+use crate::arch::cpuid::Topology;
+use crate::arch::{acpi, cpuid, entry, layout, msr};
+use crate::bus::{Bus, RangeError};
+use crate::config::VmConfig;
+use crate::console::ConsoleLog;
+use crate::device::{Power, Serial};
+use crate::kvm::{KvmError, KvmVcpu, KvmVm, OpenError, System, install_kick_handler};
+use crate::loader::{self, LoadError, LoadedKernel};
+use crate::memory::{self, ConfigPages, GuestRam, MemoryError};
+use crate::pci::{PciError, PciRoot, PlugError};
+use crate::report::BootPhase;
+use crate::vcpu::{Gate, VcpuContext, VcpuThread};
+use crate::virtio::blk::{Block, BlockConfig, BlockError};
+use crate::virtio::console::Console;
+use crate::virtio::rng::Rng;
+use crate::virtio::vsock::{Vsock, VsockError};
+use crate::vm::{EndSignal, Vm};
+
+/// A VM can't be built.
+#[derive(Debug, Error)]
+pub enum BuildError {
+    /// No KVM, or not enough of it.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// KVM refuses a step.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// No memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// Nothing to boot.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// ACPI tables.
+    #[error(transparent)]
+    Acpi(#[from] acpi::AcpiError),
+    /// CPUID.
+    #[error(transparent)]
+    Cpuid(#[from] cpuid::CpuidError),
+    /// Two devices at one address.
+    #[error(transparent)]
+    Bus(#[from] RangeError),
+    /// PCI bus.
+    #[error(transparent)]
+    Pci(#[from] PciError),
+    /// PCI device.
+    #[error(transparent)]
+    Plug(#[from] PlugError),
+    /// Block device.
+    #[error(transparent)]
+    Block(#[from] BlockError),
+    /// Socket device.
+    #[error(transparent)]
+    Vsock(#[from] VsockError),
+    /// Console log.
+    #[error("Can't open the console's log file")]
+    ConsoleLog(#[source] io::Error),
+    /// Too many vCPUs for this host.
+    #[error("The host's KVM allows at most {0} vCPUs")]
+    TooManyVcpus(usize),
+    /// Threads or file descriptors.
+    #[error("The host refuses {what}")]
+    Host {
+        /// What was asked for.
+        what: &'static str,
+        /// Its answer.
+        source: io::Error,
+    },
+}
+
+/// Builds a VM; `on_phase` hears of each step that is done.
+pub fn build(config: &VmConfig, mut on_phase: impl FnMut(BootPhase)) -> Result<Vm, BuildError> {
+    // What the user gave comes first: its errors are the frequent ones.
+    let (kernel_file, kernel_bytes) = loader::open_regular("Kernel", &config.boot_source.kernel_image_path)?;
+    let console = open_console(config)?;
+    let system = System::open_checked()?;
+    let vcpu_count = config.machine_config.vcpu_count;
+    if usize::from(vcpu_count) > system.max_vcpus() {
+        return Err(BuildError::TooManyVcpus(system.max_vcpus()));
+    }
+    let kvm = system.create_vm()?;
+    kvm.set_tss_address(layout::KVM_TSS_START)?;
+    kvm.create_local_apics()?;
+
+    let ram_bytes = u64::from(config.machine_config.mem_size_mib) << 20;
+    let ram = memory::create_ram(ram_bytes, config.machine_config.huge_pages)?;
+    for range in memory::host_ranges(&ram.memory()) {
+        kvm.add_memory(range)?;
+    }
+    on_phase(BootPhase::MemoryReady);
+
+    let kernel = load(config, &ram.memory(), kernel_file, kernel_bytes, ram_bytes)?;
+    on_phase(BootPhase::KernelLoaded);
+
+    let devices = plug_devices(config, &kvm, &ram, &console)?;
+    on_phase(BootPhase::DevicesReady);
+
+    let end = Arc::new(EndSignal::new().map_err(host("an eventfd"))?);
+    let context = Arc::new(VcpuContext {
+        ports: ports(&console, &end)?,
+        mmio: mmio(&devices)?,
+        end,
+        console,
+        gate: Gate::new(),
+    });
+    let vcpus = start_vcpus(&system, &kvm, vcpu_count, &kernel, &context)?;
+    Ok(Vm::new(kvm, context, vcpus, devices, config.machine_config.mem_size_mib))
+}
+
+fn host(what: &'static str) -> impl FnOnce(io::Error) -> BuildError {
+    move |source| BuildError::Host { what, source }
+}
+
+fn open_console(config: &VmConfig) -> Result<Arc<ConsoleLog>, BuildError> {
+    let log = match &config.console {
+        Some(console) => ConsoleLog::open(console).map_err(BuildError::ConsoleLog)?,
+        None => ConsoleLog::in_memory(),
+    };
+    Ok(Arc::new(log))
+}
+
+/// Puts kernel, initramfs and all tables into guest memory.
+fn load(
+    config: &VmConfig,
+    memory: &GuestMemoryMmap,
+    mut kernel_file: File,
+    kernel_bytes: u64,
+    ram_bytes: u64,
+) -> Result<LoadedKernel, BuildError> {
+    let source = &config.boot_source;
+    let kernel = loader::load_kernel(memory, &mut kernel_file, kernel_bytes)?;
+    let initrd = source.initrd_path.as_deref().map(|path| loader::load_initrd(memory, &kernel, path)).transpose()?;
+    let command_line = loader::command_line(config.console.is_some(), &source.boot_args)?;
+    let rsdp = acpi::write_tables(memory, config.machine_config.vcpu_count)?;
+    loader::write_boot_params(memory, &kernel, initrd, &command_line, ram_bytes, rsdp)?;
+    entry::write_tables(memory).map_err(LoadError::from)?;
+    Ok(kernel)
+}
+
+/// Makes the PCI bus and its devices, in the order in which the guest shall find them.
+fn plug_devices(
+    config: &VmConfig,
+    kvm: &KvmVm,
+    ram: &GuestRam,
+    console: &Arc<ConsoleLog>,
+) -> Result<Arc<PciRoot>, BuildError> {
+    let pages = Arc::new(ConfigPages::new()?);
+    kvm.add_read_only_memory(pages.host_range(GuestAddress(layout::ECAM_START)))?;
+    let root = PciRoot::new(pages, layout::BAR_WINDOW, Arc::new(kvm.fabric()), ram.clone())?;
+    if config.console.is_some() {
+        root.plug("console", Box::new(Console::new(Box::new(console.clone()))))?;
+    }
+    for drive in &config.drives {
+        let block = Block::new(&BlockConfig {
+            path: drive.path_on_host.clone(),
+            id: drive.drive_id.clone(),
+            read_only: drive.is_read_only,
+        })?;
+        root.plug(&drive.drive_id, Box::new(block))?;
+    }
+    if let Some(vsock) = &config.vsock {
+        root.plug("vsock", Box::new(Vsock::new(vsock.guest_cid, &vsock.uds_path)?))?;
+    }
+    if config.entropy.is_some() {
+        root.plug("entropy", Box::new(Rng::new()))?;
+    }
+    Ok(root)
+}
+
+fn ports(console: &Arc<ConsoleLog>, end: &Arc<EndSignal>) -> Result<Bus, BuildError> {
+    let range = |start: u16, count: u16| u64::from(start)..u64::from(start) + u64::from(count);
+    let mut bus = Bus::default();
+    bus.insert(range(layout::SERIAL_PORT, layout::SERIAL_PORTS), Arc::new(Serial::new(console.clone())))?;
+    bus.insert(range(layout::POWER_PORT, layout::POWER_PORTS), Arc::new(Power::new(end.clone())))?;
+    Ok(bus)
+}
+
+fn mmio(devices: &Arc<PciRoot>) -> Result<Bus, BuildError> {
+    let mut bus = Bus::default();
+    bus.insert(layout::ECAM_START..layout::ECAM_START + layout::ECAM_BYTES, devices.ecam_face())?;
+    bus.insert(layout::BAR_WINDOW, devices.bar_face())?;
+    Ok(bus)
+}
+
+fn start_vcpus(
+    system: &System,
+    kvm: &KvmVm,
+    count: u8,
+    kernel: &LoadedKernel,
+    context: &Arc<VcpuContext>,
+) -> Result<Vec<VcpuThread>, BuildError> {
+    install_kick_handler().map_err(host("a signal handler"))?;
+    let supported = system.supported_cpuid()?;
+    let tsc_deadline = system.has_tsc_deadline_timer();
+    let mut threads = Vec::with_capacity(usize::from(count));
+    for id in 0..count {
+        let vcpu = kvm.create_vcpu(id)?;
+        let topology = Topology { id: u32::from(id), count: u32::from(count) };
+        set_up_vcpu(&vcpu, &supported, topology, tsc_deadline, kernel)?;
+        threads.push(VcpuThread::spawn(id, vcpu, context.clone()).map_err(host("a vCPU thread"))?);
+    }
+    Ok(threads)
+}
+
+fn set_up_vcpu(
+    vcpu: &KvmVcpu,
+    supported: &CpuId,
+    topology: Topology,
+    tsc_deadline: bool,
+    kernel: &LoadedKernel,
+) -> Result<(), BuildError> {
+    vcpu.set_cpuid(&cpuid::for_vcpu(supported, topology, tsc_deadline)?)?;
+    for (index, value) in msr::START_VALUES {
+        if !vcpu.set_msr(*index, *value)? {
+            eprintln!("hull-vmm: KVM refuses MSR {index:#x}; going on with its reset value");
+        }
+    }
+    // Others wait for their INIT and SIPI in KVM.
+    if topology.id == 0 {
+        let mut sregs = vcpu.sregs()?;
+        entry::enter_long_mode(&mut sregs);
+        vcpu.set_sregs(&sregs)?;
+        vcpu.set_regs(&entry::regs(kernel.entry))?;
+    }
+    Ok(())
+}

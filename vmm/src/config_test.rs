@@ -1,0 +1,117 @@
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests stop at the first surprise")]
+
+use proptest::prelude::*;
+
+use super::*;
+
+const SMALLEST: &str = r#"{"boot-source": {"kernel_image_path": "/k"}}"#;
+
+fn error(text: &str) -> String {
+    VmConfig::from_json(text.as_bytes()).unwrap_err().to_string()
+}
+
+fn with(member: &str) -> String {
+    format!(r#"{{"boot-source": {{"kernel_image_path": "/k"}}, {member}}}"#)
+}
+
+#[test]
+fn the_smallest_configuration_gets_defaults() {
+    let config = VmConfig::from_json(SMALLEST.as_bytes()).unwrap();
+    assert_eq!(config.machine_config, MachineConfig { vcpu_count: 1, mem_size_mib: 128, huge_pages: HugePages::Transparent });
+    assert!(config.drives.is_empty() && config.vsock.is_none() && config.console.is_none());
+}
+
+#[test]
+fn what_is_written_can_be_read() {
+    let text = with(
+        r#""machine-config": {"vcpu_count": 2, "mem_size_mib": 64, "huge_pages": "2M"},
+        "drives": [{"drive_id": "root", "path_on_host": "/r", "is_read_only": true}],
+        "vsock": {"guest_cid": 3, "uds_path": "/v"}, "entropy": {}, "console": {"log_path": "/l", "to_stderr": true},
+        "control_socket": "/c""#,
+    );
+    let config = VmConfig::from_json(text.as_bytes()).unwrap();
+    let again = VmConfig::from_json(&serde_json::to_vec(&config).unwrap()).unwrap();
+    assert_eq!(config, again);
+}
+
+#[test]
+fn errors_name_the_field() {
+    for (member, field, problem) in [
+        (r#""machine-config": {"vcpu_count": "two"}"#, "machine-config.vcpu_count", "invalid type"),
+        (r#""machine-config": {"vcpu_count": 0}"#, "machine-config.vcpu_count", "must be 1 to 64, not 0"),
+        (r#""machine-config": {"vcpu_count": 65}"#, "machine-config.vcpu_count", "must be 1 to 64, not 65"),
+        (r#""machine-config": {"vcpu_count": 300}"#, "machine-config.vcpu_count", "invalid value"),
+        (r#""machine-config": {"mem_size_mib": 0}"#, "machine-config.mem_size_mib", "must be 32 to"),
+        (r#""machine-config": {"mem_size_mib": 33, "huge_pages": "2M"}"#, "machine-config.mem_size_mib", "multiple of 2"),
+        (r#""machine-config": {"huge_pages": "1G"}"#, "machine-config.huge_pages", "unknown variant"),
+        (r#""machine-config": {"smt": true}"#, "machine-config.smt", "unknown field"),
+        (r#""nonsense": 1"#, "nonsense", "unknown field"),
+        (r#""vsock": {"guest_cid": 2, "uds_path": "/v"}"#, "vsock.guest_cid", "at least 3"),
+        (r#""vsock": {"guest_cid": 3, "uds_path": ""}"#, "vsock.uds_path", "empty"),
+        (r#""drives": [{"drive_id": "a", "path_on_host": ""}]"#, "drives[0].path_on_host", "empty"),
+        (r#""drives": [{"drive_id": "a/b", "path_on_host": "/x"}]"#, "drives[0].drive_id", "letters"),
+        (r#""drives": [{"drive_id": "a"}]"#, "drives[0]", "missing field `path_on_host`"),
+        (r#""control_socket": "a\u0000b""#, "control_socket", "NUL"),
+    ] {
+        let message = error(&with(member));
+        assert!(message.contains(field) && message.contains(problem), "{member}: {message}");
+    }
+    assert!(error("{}").contains("boot-source"));
+    assert!(error(&format!("{SMALLEST} x")).contains("trailing"));
+}
+
+#[test]
+fn drives_are_unique_and_bounded() {
+    let drive = |id: &str| Drive { drive_id: id.to_owned(), path_on_host: "/x".into(), is_read_only: false };
+    let mut config = VmConfig::from_json(SMALLEST.as_bytes()).unwrap();
+    config.drives = vec![drive("a"), drive("b"), drive("a")];
+    assert!(config.validate().unwrap_err().to_string().contains("drives[2].drive_id"));
+    config.drives = (0..29).map(|n| drive(&n.to_string())).collect();
+    assert!(config.validate().unwrap_err().to_string().contains("at most 28"));
+    config.drives = vec![drive(&"x".repeat(21))];
+    assert!(config.validate().is_err());
+}
+
+#[test]
+fn boot_arguments_stay_on_one_line() {
+    for args in ["a\nb", "a\0b", "ä", &"x".repeat(MAX_BOOT_ARGS_BYTES + 1)] {
+        let mut config = VmConfig::from_json(SMALLEST.as_bytes()).unwrap();
+        config.boot_source.boot_args = args.to_owned();
+        assert!(config.validate().is_err(), "{args:?}");
+    }
+}
+
+#[test]
+fn socket_paths_have_the_kernels_length() {
+    let mut config = VmConfig::from_json(SMALLEST.as_bytes()).unwrap();
+    config.control_socket = Some("/".repeat(MAX_SOCKET_PATH_BYTES + 1).into());
+    assert!(config.validate().is_err());
+    config.control_socket = None;
+    config.vsock = Some(Vsock { guest_cid: 3, uds_path: "/".repeat(MAX_UDS_PATH_BYTES + 1).into() });
+    assert!(config.validate().is_err());
+}
+
+#[test]
+fn a_source_without_end_is_cut() {
+    let zero = std::fs::File::open("/dev/zero").unwrap();
+    assert!(matches!(read_bounded(zero), Err(ReadError::TooLong)));
+    assert!(matches!(read_bounded(std::fs::File::open("/").unwrap()), Err(ReadError::Io(_))));
+}
+
+proptest! {
+    #[test]
+    fn no_text_panics(text in any::<Vec<u8>>()) {
+        let _ = VmConfig::from_json(&text);
+    }
+
+    #[test]
+    fn no_json_panics(
+        name in "(boot-source|machine-config|drives|vsock|console|control_socket|x)",
+        value in prop_oneof![
+            Just("null".to_owned()), Just("[]".to_owned()), Just("{}".to_owned()), any::<i64>().prop_map(|n| n.to_string()),
+            "\"[a-z/]{0,200}\"", "\\{\"(vcpu_count|mem_size_mib|guest_cid|drive_id)\":-?[0-9]{1,12}\\}",
+        ],
+    ) {
+        let _ = VmConfig::from_json(with(&format!("\"{name}\": {value}")).as_bytes());
+    }
+}

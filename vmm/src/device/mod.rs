@@ -1,0 +1,7 @@
+//! Platform devices: what a hardware-reduced machine without legacy still has.
+
+mod power;
+mod serial;
+
+pub use power::Power;
+pub use serial::Serial;
