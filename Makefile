@@ -16,7 +16,7 @@ programs := hull hull-vmm
 # Images for tests and the demonstration: made outside the clone, so that a fresh clone finds them.
 images := $(cache)/images
 scripts := tests/*.sh tests/images/*.sh tests/testbed/run tests/testbed/selftest.sh \
-	kernel-config/build.sh rootfs/*.sh bench/run.sh .ci/run
+	kernel-config/*.sh rootfs/*.sh bench/run.sh .ci/run
 
 export CARGO
 export HULL_TEST_IMAGES ?= $(images)
@@ -54,6 +54,7 @@ images: setup
 .PHONY: test
 test: build images ## All tests: without a VM, then end to end in VMs
 	$(CARGO) test --release --locked --workspace --exclude hull-tests
+	kernel-config/test.sh build/lib/hull/vmlinux
 	rootfs/test.sh "$(release)/hull-agent"
 	tests/testbed/selftest.sh
 	tests/e2e.sh

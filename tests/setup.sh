@@ -33,6 +33,8 @@ check_packages() {
   local name reason
   while IFS='|' read -r name reason; do
     name=${name// /}
+    # Root makes the image without user namespaces.
+    [ "$name" != uidmap ] || [ "$(id -u)" != 0 ] || continue
     [ "$(dpkg-query -W -f '${db:Status-Status}' "$name" 2>/dev/null || true)" = installed ] && continue
     printf 'setup: %-18s is missing: %s\n' "$name" "${reason# }"
     missing+=("$name")
@@ -40,15 +42,15 @@ check_packages() {
 }
 
 install_packages() {
-  local command=(apt-get install --yes --no-install-recommends "${missing[@]}")
+  local command=(apt-get install --quiet --yes --no-install-recommends "${missing[@]}")
   if [ "$(id -u)" != 0 ]; then
     printf 'setup: run this, then make again:\n\n  sudo apt-get update && sudo %s\n\n' "${command[*]}"
     exit 1
   fi
   echo "setup: installing ${missing[*]}"
   export DEBIAN_FRONTEND=noninteractive
-  apt-get update -q
-  "${command[@]}"
+  apt-get update --quiet
+  "${command[@]}" -o Dpkg::Use-Pty=0 -o Dpkg::Progress-Fancy=0 </dev/null
 }
 
 check_rust() {
