@@ -58,10 +58,7 @@ pub enum AgentErrorKind {
 
 impl AgentError {
     pub(crate) fn new(kind: AgentErrorKind, message: impl Into<String>) -> Self {
-        Self {
-            kind,
-            message: message.into(),
-        }
+        Self { kind, message: message.into() }
     }
 
     /// What ttrpc reports of the call `what`.
@@ -70,9 +67,7 @@ impl AgentError {
         let ttrpc::Error::RpcStatus(status) = error else {
             let text = one_line(&error.to_string(), MAX_MESSAGE_BYTES);
             return match error {
-                ttrpc::Error::Others(_) => {
-                    Self::new(AgentErrorKind::Other, format!("{what}: {text}"))
-                }
+                ttrpc::Error::Others(_) => Self::new(AgentErrorKind::Other, format!("{what}: {text}")),
                 _ => Self::new(
                     AgentErrorKind::Disconnected,
                     format!("{what}: the connection to the guest's agent is gone ({text})"),
@@ -88,8 +83,7 @@ impl AgentError {
             Code::UNIMPLEMENTED => AgentErrorKind::Unimplemented,
             Code::DEADLINE_EXCEEDED => {
                 let seconds = limit.as_secs();
-                let text =
-                    format!("{what}: the guest's agent did not answer within {seconds} seconds");
+                let text = format!("{what}: the guest's agent did not answer within {seconds} seconds");
                 return Self::new(AgentErrorKind::TimedOut, text);
             }
             _ => AgentErrorKind::Other,
@@ -119,9 +113,7 @@ pub(crate) async fn connect(uds: &Path) -> Result<(AgentClient, HelloResponse), 
 /// The text handshake of the vsock socket.
 async fn dial(uds: &Path) -> std::io::Result<UnixStream> {
     let mut stream = UnixStream::connect(uds).await?;
-    stream
-        .write_all(format!("CONNECT {AGENT_PORT}\n").as_bytes())
-        .await?;
+    stream.write_all(format!("CONNECT {AGENT_PORT}\n").as_bytes()).await?;
     let mut answer = Vec::with_capacity(MAX_HANDSHAKE_BYTES);
     // Byte by byte: what follows the line belongs to ttrpc.
     while answer.last() != Some(&b'\n') && answer.len() < MAX_HANDSHAKE_BYTES {
@@ -135,15 +127,9 @@ async fn dial(uds: &Path) -> std::io::Result<UnixStream> {
 
 async fn greet(client: &AgentClient) -> Result<HelloResponse, AgentError> {
     let mut entropy = vec![0; ENTROPY_BYTES];
-    getrandom::fill(&mut entropy).map_err(|error| {
-        AgentError::new(
-            AgentErrorKind::Other,
-            format!("The host gave no random numbers: {error}"),
-        )
-    })?;
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+    getrandom::fill(&mut entropy)
+        .map_err(|error| AgentError::new(AgentErrorKind::Other, format!("The host gave no random numbers: {error}")))?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let request = HelloRequest {
         protocol_version: PROTOCOL_VERSION,
         wall_clock_ns: u64::try_from(now.as_nanos()).unwrap_or(0),

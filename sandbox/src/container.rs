@@ -4,10 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hull_protocol::agent::{
-    CloseStdinRequest, ContainerStatsRequest, ContainerStatsResponse, CreateContainerRequest,
-    DeleteContainerRequest, ExecProcessRequest, InjectedFile as InjectedFileMessage,
-    ResizeTerminalRequest, RootFilesystem, SignalProcessRequest, StartContainerRequest, Streams,
-    TerminalSize as TerminalSizeMessage, WaitProcessRequest,
+    CloseStdinRequest, ContainerStatsRequest, ContainerStatsResponse, CreateContainerRequest, DeleteContainerRequest,
+    ExecProcessRequest, InjectedFile as InjectedFileMessage, ResizeTerminalRequest, RootFilesystem,
+    SignalProcessRequest, StartContainerRequest, Streams, TerminalSize as TerminalSizeMessage, WaitProcessRequest,
 };
 use protobuf::MessageField;
 use serde::{Deserialize, Serialize};
@@ -74,11 +73,7 @@ pub struct TerminalSize {
 
 impl TerminalSize {
     fn message(self) -> TerminalSizeMessage {
-        TerminalSizeMessage {
-            columns: self.columns.into(),
-            rows: self.rows.into(),
-            ..Default::default()
-        }
+        TerminalSizeMessage { columns: self.columns.into(), rows: self.rows.into(), ..Default::default() }
     }
 }
 
@@ -121,10 +116,7 @@ pub struct Process {
 
 impl Sandbox {
     /// Makes a container whose process waits for [`Container::start`].
-    pub async fn create_container(
-        &self,
-        config: ContainerConfig,
-    ) -> Result<(Container, ProcessStreams), SandboxError> {
+    pub async fn create_container(&self, config: ContainerConfig) -> Result<(Container, ProcessStreams), SandboxError> {
         let shared = self.shared();
         let expected = ExpectedStreams::new(shared, config.io)?;
         let request = CreateContainerRequest {
@@ -144,20 +136,10 @@ impl Sandbox {
             ..Default::default()
         };
         let context = ttrpc::context::with_duration(CREATE_TIMEOUT);
-        shared
-            .call(
-                "CreateContainer",
-                CREATE_TIMEOUT,
-                shared.agent.create_container(context, &request),
-            )
-            .await?;
+        shared.call("CreateContainer", CREATE_TIMEOUT, shared.agent.create_container(context, &request)).await?;
         shared.timeline.mark("container created");
         let streams = expected.connected(shared).await?;
-        let init = Process {
-            shared: Arc::clone(shared),
-            container_id: config.id,
-            exec_id: String::new(),
-        };
+        let init = Process { shared: Arc::clone(shared), container_id: config.id, exec_id: String::new() };
         Ok((Container { init }, streams))
     }
 }
@@ -170,10 +152,7 @@ impl Container {
 
     /// Lets its process run.
     pub async fn start(&self) -> Result<(), SandboxError> {
-        let request = StartContainerRequest {
-            container_id: self.init.container_id.clone(),
-            ..Default::default()
-        };
+        let request = StartContainerRequest { container_id: self.init.container_id.clone(), ..Default::default() };
         let shared = &self.init.shared;
         let start = shared.agent.start_container(context(), &request);
         shared.call("StartContainer", CALL_TIMEOUT, start).await?;
@@ -201,13 +180,7 @@ impl Container {
             ..Default::default()
         };
         let context = ttrpc::context::with_duration(CREATE_TIMEOUT);
-        shared
-            .call(
-                "ExecProcess",
-                CREATE_TIMEOUT,
-                shared.agent.exec_process(context, &request),
-            )
-            .await?;
+        shared.call("ExecProcess", CREATE_TIMEOUT, shared.agent.exec_process(context, &request)).await?;
         let streams = expected.connected(shared).await?;
         let process = Process {
             shared: Arc::clone(shared),
@@ -219,10 +192,7 @@ impl Container {
 
     /// What it uses.
     pub async fn stats(&self) -> Result<ContainerStatsResponse, SandboxError> {
-        let request = ContainerStatsRequest {
-            container_id: self.init.container_id.clone(),
-            ..Default::default()
-        };
+        let request = ContainerStatsRequest { container_id: self.init.container_id.clone(), ..Default::default() };
         let shared = &self.init.shared;
         let stats = shared.agent.container_stats(context(), &request);
         shared.call("ContainerStats", CALL_TIMEOUT, stats).await
@@ -242,14 +212,8 @@ impl Process {
             exec_id: self.exec_id.clone(),
             ..Default::default()
         };
-        let wait = self
-            .shared
-            .agent
-            .wait_process(ttrpc::context::Context::default(), &request);
-        let answer = self
-            .shared
-            .unbounded_call("WaitProcess", Duration::ZERO, wait)
-            .await?;
+        let wait = self.shared.agent.wait_process(ttrpc::context::Context::default(), &request);
+        let answer = self.shared.unbounded_call("WaitProcess", Duration::ZERO, wait).await?;
         Ok(Exit {
             status: u8::try_from(answer.exit_status).unwrap_or(u8::MAX),
             signal: answer.signal,
@@ -268,9 +232,7 @@ impl Process {
             ..Default::default()
         };
         let call = self.shared.agent.signal_process(context(), &request);
-        self.shared
-            .call("SignalProcess", CALL_TIMEOUT, call)
-            .await?;
+        self.shared.call("SignalProcess", CALL_TIMEOUT, call).await?;
         Ok(())
     }
 
@@ -283,9 +245,7 @@ impl Process {
             ..Default::default()
         };
         let call = self.shared.agent.resize_terminal(context(), &request);
-        self.shared
-            .call("ResizeTerminal", CALL_TIMEOUT, call)
-            .await?;
+        self.shared.call("ResizeTerminal", CALL_TIMEOUT, call).await?;
         Ok(())
     }
 
@@ -310,9 +270,7 @@ impl Process {
             ..Default::default()
         };
         let call = self.shared.agent.delete_container(context(), &request);
-        self.shared
-            .call("DeleteContainer", CALL_TIMEOUT, call)
-            .await?;
+        self.shared.call("DeleteContainer", CALL_TIMEOUT, call).await?;
         Ok(())
     }
 }
@@ -322,12 +280,7 @@ fn context() -> ttrpc::context::Context {
 }
 
 fn injected(file: InjectedFile) -> InjectedFileMessage {
-    InjectedFileMessage {
-        path: file.path,
-        content: file.content.into_bytes(),
-        mode: file.mode,
-        ..Default::default()
-    }
+    InjectedFileMessage { path: file.path, content: file.content.into_bytes(), mode: file.mode, ..Default::default() }
 }
 
 /// Tokens that were issued for the streams of one process.
@@ -340,11 +293,7 @@ struct ExpectedStreams {
 impl ExpectedStreams {
     fn new(shared: &Shared, io: ProcessIo) -> Result<Self, SandboxError> {
         let expect = |wanted: bool| wanted.then(|| shared.streams.expect()).transpose();
-        Ok(Self {
-            stdin: expect(io.stdin)?,
-            stdout: expect(true)?,
-            stderr: expect(io.terminal.is_none())?,
-        })
+        Ok(Self { stdin: expect(io.stdin)?, stdout: expect(true)?, stderr: expect(io.terminal.is_none())? })
     }
 
     fn message(&self) -> Streams {
@@ -376,10 +325,7 @@ impl ExpectedStreams {
     }
 }
 
-async fn connection(
-    name: &'static str,
-    pending: Option<Pending>,
-) -> Result<Option<UnixStream>, SandboxError> {
+async fn connection(name: &'static str, pending: Option<Pending>) -> Result<Option<UnixStream>, SandboxError> {
     let Some(mut pending) = pending else {
         return Ok(None);
     };

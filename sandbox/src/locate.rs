@@ -50,10 +50,7 @@ fn program_dir() -> Option<PathBuf> {
 fn first(what: &'static str, candidates: Vec<PathBuf>) -> Result<PathBuf, SandboxError> {
     match candidates.iter().find(|path| path.is_file()) {
         Some(path) => Ok(path.canonicalize().unwrap_or_else(|_| path.clone())),
-        None => Err(SandboxError::Missing {
-            what,
-            searched: candidates,
-        }),
+        None => Err(SandboxError::Missing { what, searched: candidates }),
     }
 }
 

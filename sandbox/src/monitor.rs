@@ -74,15 +74,12 @@ impl fmt::Display for VmEnd {
         match (&self.report, self.signal, self.status) {
             (Some(report), _, _) => f.write_str(&describe(report)),
             (None, Some(signal), _) => {
-                let name = nix::sys::signal::Signal::try_from(signal)
-                    .map_or("unknown", |signal| signal.as_str());
+                let name = nix::sys::signal::Signal::try_from(signal).map_or("unknown", |signal| signal.as_str());
                 write!(f, "hull-vmm was killed by signal {signal} ({name})")
             }
             (None, None, status) => {
                 match status {
-                    Some(status) => {
-                        write!(f, "hull-vmm ended with status {status} and gave no reason")?
-                    }
+                    Some(status) => write!(f, "hull-vmm ended with status {status} and gave no reason")?,
                     None => f.write_str("hull-vmm ended and gave no reason")?,
                 }
                 match one_line(&self.stderr_tail, 500) {
@@ -107,12 +104,8 @@ fn describe(report: &ExitReport) -> String {
         ExitCause::StartFailed => return message,
         ExitCause::MonitorFailed => "hull-vmm failed",
     };
-    let console: Vec<_> = report
-        .console_tail
-        .lines()
-        .map(|line| one_line(line, 300))
-        .filter(|line| !line.is_empty())
-        .collect();
+    let console: Vec<_> =
+        report.console_tail.lines().map(|line| one_line(line, 300)).filter(|line| !line.is_empty()).collect();
     let from = console.len().saturating_sub(12);
     let console = console.get(from..).unwrap_or_default().join(" | ");
     let detail = match (message.is_empty(), console.is_empty()) {
@@ -150,22 +143,12 @@ impl Monitor {
         id: &str,
         timeline: Arc<Timeline>,
     ) -> Result<Self, SandboxError> {
-        let failed = |source| SandboxError::Spawn {
-            program: program.to_owned(),
-            source,
-        };
+        let failed = |source| SandboxError::Spawn { program: program.to_owned(), source };
         let (events, theirs) = std::os::unix::net::UnixStream::pair().map_err(failed)?;
         events.set_nonblocking(true).map_err(failed)?;
         let events = UnixStream::from_std(events).map_err(failed)?;
         let mut child = Command::new(program)
-            .args([
-                "run",
-                "--config-fd",
-                "0",
-                "--events-fd",
-                "1",
-                "--runtime-dir",
-            ])
+            .args(["run", "--config-fd", "0", "--events-fd", "1", "--runtime-dir"])
             .arg(runtime_dir)
             .args(["--id", id])
             .stdin(Stdio::from(config_file(config).map_err(failed)?))
@@ -185,12 +168,7 @@ impl Monitor {
             tracing::debug!(?end, "hull-vmm has ended");
             let _ = sender.send(Some(Arc::new(end)));
         });
-        Ok(Self {
-            end,
-            orders,
-            task,
-            pid,
-        })
+        Ok(Self { end, orders, task, pid })
     }
 
     /// Process identifier.
@@ -250,10 +228,7 @@ async fn follow(
     let mut stderr_tail = Vec::new();
     let mut report = None;
     let talk = async {
-        tokio::join!(
-            read_events(events, timeline, &mut report),
-            read_tail(stderr, &mut stderr_tail)
-        );
+        tokio::join!(read_events(events, timeline, &mut report), read_tail(stderr, &mut stderr_tail));
     };
     let status = {
         tokio::pin!(talk);
@@ -290,10 +265,7 @@ fn carry_out(child: &mut Child, order: &Order) {
         Order::Terminate => {
             let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
             if let Some(pid) = pid {
-                let _ = nix::sys::signal::kill(
-                    nix::unistd::Pid::from_raw(pid),
-                    nix::sys::signal::SIGTERM,
-                );
+                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGTERM);
             }
         }
     }
@@ -304,11 +276,7 @@ async fn read_events(events: UnixStream, timeline: &Timeline, report: &mut Optio
     let mut line = Vec::new();
     for _ in 0..MAX_EVENTS {
         line.clear();
-        match (&mut events)
-            .take(MAX_EVENT_BYTES)
-            .read_until(b'\n', &mut line)
-            .await
-        {
+        match (&mut events).take(MAX_EVENT_BYTES).read_until(b'\n', &mut line).await {
             Ok(length) if length > 0 => (),
             _ => return,
         }
@@ -338,47 +306,23 @@ mod tests {
 
     fn end(cause: ExitCause, message: &str, console_tail: &str) -> VmEnd {
         VmEnd {
-            report: Some(ExitReport {
-                cause,
-                message: message.into(),
-                console_tail: console_tail.into(),
-            }),
+            report: Some(ExitReport { cause, message: message.into(), console_tail: console_tail.into() }),
             ..VmEnd::default()
         }
     }
 
     #[test]
     fn each_end_is_one_true_line() {
-        let panic = end(
-            ExitCause::Panic,
-            "",
-            "[1.0] VFS: \x1b[31mbad\n[1.1] Kernel panic - not syncing: no init\n",
-        );
+        let panic = end(ExitCause::Panic, "", "[1.0] VFS: \x1b[31mbad\n[1.1] Kernel panic - not syncing: no init\n");
         assert_eq!(
             panic.to_string(),
             "The guest kernel panicked: [1.0] VFS: [31mbad | [1.1] Kernel panic - not syncing: no init"
         );
-        assert_eq!(
-            end(ExitCause::StartFailed, "/dev/kvm: no", "").to_string(),
-            "/dev/kvm: no"
-        );
-        let killed = VmEnd {
-            signal: Some(9),
-            ..VmEnd::default()
-        };
-        assert_eq!(
-            killed.to_string(),
-            "hull-vmm was killed by signal 9 (SIGKILL)"
-        );
+        assert_eq!(end(ExitCause::StartFailed, "/dev/kvm: no", "").to_string(), "/dev/kvm: no");
+        let killed = VmEnd { signal: Some(9), ..VmEnd::default() };
+        assert_eq!(killed.to_string(), "hull-vmm was killed by signal 9 (SIGKILL)");
         assert!(killed.was_killed() && killed.hint().is_some());
-        let silent = VmEnd {
-            status: Some(1),
-            stderr_tail: "error: what\nfor\n".into(),
-            ..VmEnd::default()
-        };
-        assert_eq!(
-            silent.to_string(),
-            "hull-vmm ended with status 1 and gave no reason; it said: error: what for"
-        );
+        let silent = VmEnd { status: Some(1), stderr_tail: "error: what\nfor\n".into(), ..VmEnd::default() };
+        assert_eq!(silent.to_string(), "hull-vmm ended with status 1 and gave no reason; it said: error: what for");
     }
 }

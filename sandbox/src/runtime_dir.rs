@@ -91,10 +91,7 @@ impl RuntimeRoot {
 
     /// Makes the directory if it is missing, with mode 0700, and checks that it belongs to this user alone.
     pub fn open(path: &Path) -> Result<Self, SandboxError> {
-        let failed = |source| SandboxError::RuntimeDir {
-            path: path.to_owned(),
-            source,
-        };
+        let failed = |source| SandboxError::RuntimeDir { path: path.to_owned(), source };
         let path = std::path::absolute(path).map_err(failed)?;
         if path.as_os_str().len() + 1 + ID_LENGTH + 1 + SOCKET_NAME_BYTES >= SOCKET_ADDRESS_BYTES {
             return Err(SandboxError::PathTooLong(path));
@@ -104,12 +101,8 @@ impl RuntimeRoot {
         let metadata = fs::symlink_metadata(&path).map_err(failed)?;
         let ours = metadata.is_dir() && metadata.uid() == nix::unistd::geteuid().as_raw();
         if !ours || metadata.mode() & 0o022 != 0 {
-            let text =
-                "it is not a directory that belongs to this user and that only this user can write";
-            return Err(failed(io::Error::new(
-                io::ErrorKind::PermissionDenied,
-                text,
-            )));
+            let text = "it is not a directory that belongs to this user and that only this user can write";
+            return Err(failed(io::Error::new(io::ErrorKind::PermissionDenied, text)));
         }
         Ok(Self { path })
     }
@@ -124,29 +117,15 @@ impl RuntimeRoot {
         let _lock = self.lock()?;
         self.sweep_locked();
         if let Some(other) = self.records().find(|other| other.name == record.name) {
-            return Err(SandboxError::NameTaken {
-                name: other.name,
-                id: other.id,
-            });
+            return Err(SandboxError::NameTaken { name: other.name, id: other.id });
         }
         let path = self.path.join(&record.id);
-        let failed = |source| SandboxError::RuntimeDir {
-            path: path.clone(),
-            source,
-        };
-        DirBuilder::new()
-            .mode(0o700)
-            .create(&path)
-            .map_err(failed)?;
+        let failed = |source| SandboxError::RuntimeDir { path: path.clone(), source };
+        DirBuilder::new().mode(0o700).create(&path).map_err(failed)?;
         let lock = File::open(&path)
-            .and_then(|dir| {
-                Flock::lock(dir, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno.into())
-            })
+            .and_then(|dir| Flock::lock(dir, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno.into()))
             .map_err(failed)?;
-        let dir = RuntimeDir {
-            path: path.clone(),
-            _lock: lock,
-        };
+        let dir = RuntimeDir { path: path.clone(), _lock: lock };
         dir.write_record(record)?;
         Ok(dir)
     }
@@ -177,9 +156,7 @@ impl RuntimeRoot {
     }
 
     fn records(&self) -> impl Iterator<Item = SandboxRecord> {
-        self.directories()
-            .filter(|path| is_held(path))
-            .filter_map(|path| read_record(&path))
+        self.directories().filter(|path| is_held(path)).filter_map(|path| read_record(&path))
     }
 
     fn directories(&self) -> impl Iterator<Item = PathBuf> + use<> {
@@ -195,10 +172,7 @@ impl RuntimeRoot {
 
     /// Others hold this lock for moments only; one that is stopped in that moment must not stop everybody.
     fn lock(&self) -> Result<Flock<File>, SandboxError> {
-        let failed = |source| SandboxError::RuntimeDir {
-            path: self.path.clone(),
-            source,
-        };
+        let failed = |source| SandboxError::RuntimeDir { path: self.path.clone(), source };
         let mut dir = File::open(&self.path).map_err(failed)?;
         let deadline = Instant::now() + LOCK_PATIENCE;
         loop {
@@ -235,10 +209,7 @@ impl RuntimeDir {
             File::create(&temporary)?.write_all(&json)?;
             fs::rename(&temporary, self.path.join(RECORD))
         };
-        write().map_err(|source| SandboxError::RuntimeDir {
-            path: self.path.clone(),
-            source,
-        })
+        write().map_err(|source| SandboxError::RuntimeDir { path: self.path.clone(), source })
     }
 }
 
@@ -265,12 +236,8 @@ fn is_id(name: &str) -> bool {
 
 /// Another process, or another sandbox of this one, holds the directory.
 fn is_held(path: &Path) -> bool {
-    File::open(path).is_ok_and(|dir| {
-        matches!(
-            Flock::lock(dir, FlockArg::LockExclusiveNonblock),
-            Err((_, Errno::EWOULDBLOCK))
-        )
-    })
+    File::open(path)
+        .is_ok_and(|dir| matches!(Flock::lock(dir, FlockArg::LockExclusiveNonblock), Err((_, Errno::EWOULDBLOCK))))
 }
 
 fn is_empty(path: &Path) -> bool {
@@ -354,10 +321,7 @@ mod tests {
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
         assert!(RuntimeRoot::open(dir.path()).is_err());
         let deep = dir.path().join("x".repeat(100));
-        assert!(matches!(
-            RuntimeRoot::open(&deep),
-            Err(SandboxError::PathTooLong(_))
-        ));
+        assert!(matches!(RuntimeRoot::open(&deep), Err(SandboxError::PathTooLong(_))));
     }
 
     #[test]

@@ -70,10 +70,7 @@ pub(crate) struct Shared {
 
 impl Sandbox {
     /// Boots a VM and returns when its agent answers. On an error nothing is left behind.
-    pub async fn create(
-        config: SandboxConfig,
-        timeline: Arc<Timeline>,
-    ) -> Result<Self, SandboxError> {
+    pub async fn create(config: SandboxConfig, timeline: Arc<Timeline>) -> Result<Self, SandboxError> {
         let dir = config.root.create(&config.record)?;
         let socket = |port: u32| dir.path().join(format!("{VSOCK_NAME}_{port}"));
         let ready = TokenGate::listen(&socket(READY_PORT))?;
@@ -81,13 +78,7 @@ impl Sandbox {
         let mut pending = ready.expect()?;
         let vm = vm_config(&config, dir.path(), pending.token());
         timeline.mark("monitor spawned");
-        let monitor = Monitor::spawn(
-            &config.monitor,
-            &vm,
-            dir.path(),
-            &config.record.id,
-            Arc::clone(&timeline),
-        )?;
+        let monitor = Monitor::spawn(&config.monitor, &vm, dir.path(), &config.record.id, Arc::clone(&timeline))?;
         let agent = match bring_up(&config, dir.path(), &monitor, &mut pending, &timeline).await {
             Ok(agent) => agent,
             Err(error) => {
@@ -96,21 +87,9 @@ impl Sandbox {
                 return Err(error);
             }
         };
-        let record = SandboxRecord {
-            monitor_pid: monitor.pid(),
-            ..config.record
-        };
-        let shared = Shared {
-            agent,
-            monitor,
-            streams,
-            timeline,
-        };
-        Ok(Self {
-            shared: Arc::new(shared),
-            dir,
-            record,
-        })
+        let record = SandboxRecord { monitor_pid: monitor.pid(), ..config.record };
+        let shared = Shared { agent, monitor, streams, timeline };
+        Ok(Self { shared: Arc::new(shared), dir, record })
     }
 
     /// Its entry in the runtime directory.
@@ -173,11 +152,7 @@ impl Shared {
         call: impl Future<Output = ttrpc::Result<T>>,
     ) -> Result<T, SandboxError> {
         // ttrpc has the same limit; this one also counts what happens before its own begins.
-        let answer = timeout(
-            limit + Duration::from_secs(1),
-            self.unbounded_call(what, limit, call),
-        )
-        .await;
+        let answer = timeout(limit + Duration::from_secs(1), self.unbounded_call(what, limit, call)).await;
         answer.unwrap_or_else(|_| {
             let status = ttrpc::get_status(ttrpc::Code::DEADLINE_EXCEEDED, "");
             Err(AgentError::from_ttrpc(what, limit, ttrpc::Error::RpcStatus(status)).into())
@@ -251,11 +226,7 @@ async fn bring_up(
         timeline.mark_at("agent started", at_ns);
     }
     timeline.mark("agent connected");
-    tracing::debug!(
-        agent = hello.agent_version,
-        kernel = hello.kernel_release,
-        "the guest answers"
-    );
+    tracing::debug!(agent = hello.agent_version, kernel = hello.kernel_release, "the guest answers");
     Ok(agent)
 }
 
@@ -272,15 +243,9 @@ fn vm_config(config: &SandboxConfig, dir: &Path, boot_token: Token) -> VmConfig 
             ..MachineConfig::default()
         },
         drives: config.drives.clone(),
-        vsock: Some(Vsock {
-            guest_cid: GUEST_CID,
-            uds_path: dir.join(VSOCK_NAME),
-        }),
+        vsock: Some(Vsock { guest_cid: GUEST_CID, uds_path: dir.join(VSOCK_NAME) }),
         entropy: Some(Entropy {}),
-        console: Some(Console {
-            log_path: None,
-            to_stderr: tracing::enabled!(tracing::Level::DEBUG),
-        }),
+        console: Some(Console { log_path: None, to_stderr: tracing::enabled!(tracing::Level::DEBUG) }),
         control_socket: Some(dir.join(CONTROL_NAME)),
     }
 }

@@ -35,11 +35,7 @@ impl Scene {
         let dir = tempfile::tempdir().unwrap();
         let program = dir.path().join("vmm");
         // run --config-fd 0 --events-fd 1 --runtime-dir DIR --id ID
-        fs::write(
-            &program,
-            format!("#!/bin/sh\ncd \"$7\" || exit 9\n{script}\n"),
-        )
-        .unwrap();
+        fs::write(&program, format!("#!/bin/sh\ncd \"$7\" || exit 9\n{script}\n")).unwrap();
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         fs::create_dir(dir.path().join("run")).unwrap();
         Self { dir }
@@ -121,10 +117,7 @@ impl Agent for FakeAgent {
             return Err(ttrpc::Error::RpcStatus(status));
         }
         if !self.manners.no_streams {
-            for (token, text) in [
-                (&request.streams.stdout, "out"),
-                (&request.streams.stderr, "err"),
-            ] {
+            for (token, text) in [(&request.streams.stdout, "out"), (&request.streams.stderr, "err")] {
                 let mut stream = UnixStream::connect(self.dir.join("v_1025")).await.unwrap();
                 stream.write_all(token).await.unwrap();
                 stream.write_all(text.as_bytes()).await.unwrap();
@@ -133,26 +126,15 @@ impl Agent for FakeAgent {
         Ok(CreateContainerResponse::default())
     }
 
-    async fn start_container(
-        &self,
-        _: &TtrpcContext,
-        _: StartContainerRequest,
-    ) -> ttrpc::Result<Empty> {
+    async fn start_container(&self, _: &TtrpcContext, _: StartContainerRequest) -> ttrpc::Result<Empty> {
         Ok(Empty::default())
     }
 
-    async fn wait_process(
-        &self,
-        _: &TtrpcContext,
-        request: WaitProcessRequest,
-    ) -> ttrpc::Result<WaitProcessResponse> {
+    async fn wait_process(&self, _: &TtrpcContext, request: WaitProcessRequest) -> ttrpc::Result<WaitProcessResponse> {
         if request.container_id == "forever" {
             std::future::pending::<()>().await;
         }
-        Ok(WaitProcessResponse {
-            exit_status: 3,
-            ..Default::default()
-        })
+        Ok(WaitProcessResponse { exit_status: 3, ..Default::default() })
     }
 }
 
@@ -168,13 +150,8 @@ async fn guest(dir: PathBuf, manners: Manners) {
         stream.write_all(b"OK 77\n").await.unwrap();
         Some((Ok(stream), listener))
     });
-    let agent = FakeAgent {
-        dir: dir.clone(),
-        manners,
-    };
-    let mut server = Server::new()
-        .add_listener(Listener::new(sockets))
-        .register_service(create_agent(Arc::new(agent)));
+    let agent = FakeAgent { dir: dir.clone(), manners };
+    let mut server = Server::new().add_listener(Listener::new(sockets)).register_service(create_agent(Arc::new(agent)));
     server.start().await.unwrap();
     let mut ready = UnixStream::connect(dir.join("v_1024")).await.unwrap();
     let bytes = match manners.wrong_boot_token {
@@ -218,10 +195,7 @@ fn container(id: &str) -> ContainerConfig {
         user: String::new(),
         use_init: false,
         files: Vec::new(),
-        io: ProcessIo {
-            stdin: false,
-            terminal: None,
-        },
+        io: ProcessIo { stdin: false, terminal: None },
     }
 }
 
@@ -229,33 +203,13 @@ fn container(id: &str) -> ContainerConfig {
 async fn a_container_runs_to_its_end_and_nothing_is_left() {
     let scene = sleeping();
     let sandbox = booted(&scene, Manners::default()).await.unwrap();
-    let names: Vec<_> = sandbox
-        .timeline()
-        .marks()
-        .iter()
-        .map(|mark| mark.name)
-        .collect();
-    assert!(
-        names.contains(&"agent started") && names.contains(&"agent ready"),
-        "{names:?}"
-    );
+    let names: Vec<_> = sandbox.timeline().marks().iter().map(|mark| mark.name).collect();
+    assert!(names.contains(&"agent started") && names.contains(&"agent ready"), "{names:?}");
     let (container, mut streams) = sandbox.create_container(container("c")).await.unwrap();
     container.start().await.unwrap();
     let mut text = String::new();
-    streams
-        .stdout
-        .take()
-        .unwrap()
-        .read_to_string(&mut text)
-        .await
-        .unwrap();
-    streams
-        .stderr
-        .take()
-        .unwrap()
-        .read_to_string(&mut text)
-        .await
-        .unwrap();
+    streams.stdout.take().unwrap().read_to_string(&mut text).await.unwrap();
+    streams.stderr.take().unwrap().read_to_string(&mut text).await.unwrap();
     assert_eq!(text, "outerr");
     assert!(streams.stdin.is_none());
     assert_eq!(container.process().wait().await.unwrap().status, 3);
@@ -266,14 +220,12 @@ async fn a_container_runs_to_its_end_and_nothing_is_left() {
 
 #[tokio::test]
 async fn a_vm_that_dies_before_it_is_ready_says_why_at_once() {
-    let event = r#"{"event":"exited","cause":"panic","message":"","console_tail":"Kernel panic - not syncing: no init\n"}"#;
+    let event =
+        r#"{"event":"exited","cause":"panic","message":"","console_tail":"Kernel panic - not syncing: no init\n"}"#;
     let scene = Scene::new(&format!("printf '%s\\n' '{event}'; exit 1"));
     let start = Instant::now();
     let error = scene.create(Duration::from_secs(600)).await.err().unwrap();
-    assert_eq!(
-        error.to_string(),
-        "The guest kernel panicked: Kernel panic - not syncing: no init"
-    );
+    assert_eq!(error.to_string(), "The guest kernel panicked: Kernel panic - not syncing: no init");
     assert!(start.elapsed() < PATIENCE);
     scene.assert_nothing_left();
 }
@@ -282,10 +234,7 @@ async fn a_vm_that_dies_before_it_is_ready_says_why_at_once() {
 async fn a_monitor_without_a_last_word_is_described_by_its_status() {
     let scene = Scene::new("echo 'bad flag' >&2; exit 2");
     let error = scene.create(Duration::from_secs(600)).await.err().unwrap();
-    assert!(
-        error.to_string().contains("status 2") && error.to_string().contains("bad flag"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("status 2") && error.to_string().contains("bad flag"), "{error}");
     let scene = Scene::new("kill -9 $$");
     let error = scene.create(Duration::from_secs(600)).await.err().unwrap();
     assert!(error.to_string().contains("killed by signal 9"), "{error}");
@@ -295,11 +244,7 @@ async fn a_monitor_without_a_last_word_is_described_by_its_status() {
 #[tokio::test]
 async fn a_guest_that_never_reports_is_given_up() {
     let scene = sleeping();
-    let error = scene
-        .create(Duration::from_millis(200))
-        .await
-        .err()
-        .unwrap();
+    let error = scene.create(Duration::from_millis(200)).await.err().unwrap();
     assert!(matches!(error, SandboxError::NotReady(_)), "{error}");
     scene.assert_nothing_left();
 }
@@ -307,10 +252,7 @@ async fn a_guest_that_never_reports_is_given_up() {
 #[tokio::test]
 async fn a_wrong_boot_token_makes_nobody_ready() {
     let scene = sleeping();
-    let manners = Manners {
-        wrong_boot_token: true,
-        ..Manners::default()
-    };
+    let manners = Manners { wrong_boot_token: true, ..Manners::default() };
     let error = booted(&scene, manners).await.err().unwrap();
     assert!(matches!(error, SandboxError::NotReady(_)), "{error}");
     scene.assert_nothing_left();
@@ -319,10 +261,7 @@ async fn a_wrong_boot_token_makes_nobody_ready() {
 #[tokio::test]
 async fn an_agent_of_another_version_is_refused() {
     let scene = sleeping();
-    let manners = Manners {
-        other_version: true,
-        ..Manners::default()
-    };
+    let manners = Manners { other_version: true, ..Manners::default() };
     let error = booted(&scene, manners).await.err().unwrap();
     assert!(error.to_string().contains("protocol"), "{error}");
     scene.assert_nothing_left();
@@ -331,10 +270,7 @@ async fn an_agent_of_another_version_is_refused() {
 #[tokio::test]
 async fn an_error_of_the_agent_is_one_clean_line_of_a_kind() {
     let scene = sleeping();
-    let manners = Manners {
-        refuse_create: true,
-        ..Manners::default()
-    };
+    let manners = Manners { refuse_create: true, ..Manners::default() };
     let sandbox = booted(&scene, manners).await.unwrap();
     let Err(SandboxError::Agent(error)) = sandbox.create_container(container("c")).await else {
         panic!("refused");
@@ -347,20 +283,10 @@ async fn an_error_of_the_agent_is_one_clean_line_of_a_kind() {
 #[tokio::test]
 async fn streams_that_are_never_connected_are_named() {
     let scene = sleeping();
-    let manners = Manners {
-        no_streams: true,
-        ..Manners::default()
-    };
+    let manners = Manners { no_streams: true, ..Manners::default() };
     let sandbox = booted(&scene, manners).await.unwrap();
-    let error = sandbox
-        .create_container(container("c"))
-        .await
-        .err()
-        .unwrap();
-    assert!(
-        matches!(error, SandboxError::StreamMissing("standard output")),
-        "{error}"
-    );
+    let error = sandbox.create_container(container("c")).await.err().unwrap();
+    assert!(matches!(error, SandboxError::StreamMissing("standard output")), "{error}");
     sandbox.shutdown().await;
     scene.assert_nothing_left();
 }
@@ -369,19 +295,12 @@ async fn streams_that_are_never_connected_are_named() {
 async fn a_killed_monitor_ends_every_wait_at_once() {
     let scene = sleeping();
     let sandbox = booted(&scene, Manners::default()).await.unwrap();
-    let (container, _streams) = sandbox
-        .create_container(container("forever"))
-        .await
-        .unwrap();
+    let (container, _streams) = sandbox.create_container(container("forever")).await.unwrap();
     let monitor = i32::try_from(sandbox.record().monitor_pid).unwrap();
     let start = Instant::now();
     let kill = async {
         tokio::time::sleep(Duration::from_millis(50)).await;
-        nix::sys::signal::kill(
-            nix::unistd::Pid::from_raw(monitor),
-            nix::sys::signal::SIGKILL,
-        )
-        .unwrap();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(monitor), nix::sys::signal::SIGKILL).unwrap();
     };
     let (result, ()) = tokio::join!(container.process().wait(), kill);
     let Err(SandboxError::VmEnded(end)) = result else {
@@ -390,10 +309,7 @@ async fn a_killed_monitor_ends_every_wait_at_once() {
     assert!(end.was_killed() && end.to_string().contains("signal 9"));
     assert!(start.elapsed() < PATIENCE);
     // Calls after the end answer too.
-    assert!(matches!(
-        container.start().await,
-        Err(SandboxError::VmEnded(_) | SandboxError::Agent(_))
-    ));
+    assert!(matches!(container.start().await, Err(SandboxError::VmEnded(_) | SandboxError::Agent(_))));
     drop(container);
     sandbox.shutdown().await;
     scene.assert_nothing_left();

@@ -31,8 +31,7 @@ pub fn vcpus(asked: Option<NonZeroU8>, cpus: Option<Cpus>) -> u8 {
     }
     let host = available_parallelism().map_or(1, usize::from);
     let host = u8::try_from(host).unwrap_or(MachineConfig::MAX_VCPUS);
-    cpus.map_or(1, Cpus::rounded_up)
-        .clamp(1, host.min(MachineConfig::MAX_VCPUS))
+    cpus.map_or(1, Cpus::rounded_up).clamp(1, host.min(MachineConfig::MAX_VCPUS))
 }
 
 #[cfg(test)]

@@ -12,9 +12,7 @@ pub fn one_line(text: &str, limit_bytes: usize) -> String {
         }
         line.push_str(part);
         if line.len() > limit_bytes {
-            let end = (0..=limit_bytes)
-                .rev()
-                .find(|end| line.is_char_boundary(*end));
+            let end = (0..=limit_bytes).rev().find(|end| line.is_char_boundary(*end));
             line.truncate(end.unwrap_or(0));
             line.push_str("...");
             break;

@@ -38,16 +38,10 @@ pub(crate) struct TokenGate {
 impl TokenGate {
     /// Listens at `path`.
     pub(crate) fn listen(path: &Path) -> Result<Self, SandboxError> {
-        let listener = UnixListener::bind(path).map_err(|source| SandboxError::Socket {
-            path: path.to_owned(),
-            source,
-        })?;
+        let listener =
+            UnixListener::bind(path).map_err(|source| SandboxError::Socket { path: path.to_owned(), source })?;
         let expected = Expected::default();
-        Ok(Self {
-            acceptor: tokio::spawn(accept(listener, Arc::clone(&expected))),
-            expected,
-            path: path.to_owned(),
-        })
+        Ok(Self { acceptor: tokio::spawn(accept(listener, Arc::clone(&expected))), expected, path: path.to_owned() })
     }
 
     /// Issues a token and waits for its connection.
@@ -64,11 +58,7 @@ impl TokenGate {
             });
         }
         expected.push((token, sender));
-        Ok(Pending {
-            token,
-            receiver,
-            expected: Arc::clone(&self.expected),
-        })
+        Ok(Pending { token, receiver, expected: Arc::clone(&self.expected) })
     }
 }
 
@@ -107,9 +97,7 @@ async fn accept(listener: UnixListener, expected: Expected) {
     let mut unproven = Unproven::default();
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => {
-                unproven.admit(tokio::spawn(prove(stream, Arc::clone(&expected))).abort_handle())
-            }
+            Ok((stream, _)) => unproven.admit(tokio::spawn(prove(stream, Arc::clone(&expected))).abort_handle()),
             Err(error) => {
                 // Out of descriptors, for example: others may end meanwhile.
                 tracing::warn!(%error, "a connection from the guest was lost");
@@ -143,10 +131,7 @@ impl Drop for Unproven {
 
 async fn prove(mut stream: UnixStream, expected: Expected) {
     let mut bytes = [0; Token::LENGTH];
-    if !matches!(
-        timeout(TOKEN_TIMEOUT, stream.read_exact(&mut bytes)).await,
-        Ok(Ok(_))
-    ) {
+    if !matches!(timeout(TOKEN_TIMEOUT, stream.read_exact(&mut bytes)).await, Ok(Ok(_))) {
         return;
     }
     match take(&expected, &bytes) {
@@ -229,12 +214,7 @@ mod tests {
             crowd.push(dial(&path, b"x").await);
         }
         let _guest = dial(&path, pending.token().as_bytes()).await;
-        assert!(
-            timeout(TOKEN_TIMEOUT / 2, pending.connection())
-                .await
-                .unwrap()
-                .is_some()
-        );
+        assert!(timeout(TOKEN_TIMEOUT / 2, pending.connection()).await.unwrap().is_some());
         // The first of the crowd had to go.
         assert_eq!(crowd[0].read(&mut [0; 1]).await.unwrap(), 0);
     }

@@ -32,19 +32,10 @@ impl FromStr for Cpus {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
-        let wrong = || {
-            ParseError::new(format!(
-                "{text:?} is not a number of processors such as 0.5 or 2"
-            ))
-        };
+        let wrong = || ParseError::new(format!("{text:?} is not a number of processors such as 0.5 or 2"));
         let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
         let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
-        if text.is_empty()
-            || text == "."
-            || !digits(whole)
-            || !digits(fraction)
-            || fraction.len() > 9
-        {
+        if text.is_empty() || text == "." || !digits(whole) || !digits(fraction) || fraction.len() > 9 {
             return Err(wrong());
         }
         let whole: u32 = match whole {
@@ -53,18 +44,10 @@ impl FromStr for Cpus {
         };
         // Thousandths: the first three digits behind the point.
         let thousandths = format!("{fraction:0<3}");
-        let thousandths: u32 = thousandths
-            .get(..3)
-            .and_then(|digits| digits.parse().ok())
-            .ok_or_else(wrong)?;
-        match whole
-            .checked_mul(1000)
-            .and_then(|whole| whole.checked_add(thousandths))
-        {
+        let thousandths: u32 = thousandths.get(..3).and_then(|digits| digits.parse().ok()).ok_or_else(wrong)?;
+        match whole.checked_mul(1000).and_then(|whole| whole.checked_add(thousandths)) {
             Some(value @ 10..=512_000) => Ok(Self(value)),
-            _ => Err(ParseError::new(
-                "the number of processors must be from 0.01 to 512",
-            )),
+            _ => Err(ParseError::new("the number of processors must be from 0.01 to 512")),
         }
     }
 }
@@ -77,10 +60,7 @@ mod tests {
     #[test]
     fn halves_and_wholes() {
         let half: Cpus = "0.5".parse().unwrap();
-        assert_eq!(
-            (half.quota_us(), half.period_us(), half.rounded_up()),
-            (50_000, 100_000, 1)
-        );
+        assert_eq!((half.quota_us(), half.period_us(), half.rounded_up()), (50_000, 100_000, 1));
         assert_eq!(".25".parse::<Cpus>().unwrap().quota_us(), 25_000);
         assert_eq!("2".parse::<Cpus>().unwrap().quota_us(), 200_000);
         assert_eq!("1.001".parse::<Cpus>().unwrap().rounded_up(), 2);
@@ -88,9 +68,7 @@ mod tests {
 
     #[test]
     fn what_is_no_number_of_processors_is_refused() {
-        for text in [
-            "", ".", "-1", "0", "0.001", "513", "1,5", "1.2.3", "1e3", "٣",
-        ] {
+        for text in ["", ".", "-1", "0", "0.001", "513", "1,5", "1.2.3", "1e3", "٣"] {
             assert!(text.parse::<Cpus>().is_err(), "{text}");
         }
     }

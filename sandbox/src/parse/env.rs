@@ -22,14 +22,9 @@ impl FromStr for EnvVar {
             None => (text, None),
         };
         if name.is_empty() || text.contains('\0') {
-            return Err(ParseError::new(format!(
-                "{text:?} is not a variable such as NAME=VALUE"
-            )));
+            return Err(ParseError::new(format!("{text:?} is not a variable such as NAME=VALUE")));
         }
-        Ok(Self {
-            name: name.to_owned(),
-            value,
-        })
+        Ok(Self { name: name.to_owned(), value })
     }
 }
 
@@ -44,14 +39,9 @@ pub fn parse_env_file(content: &str) -> Result<Vec<EnvVar>, ParseError> {
             continue;
         }
         let number = index + 1;
-        let variable: EnvVar = line
-            .parse()
-            .map_err(|error| ParseError::new(format!("line {number}: {error}")))?;
+        let variable: EnvVar = line.parse().map_err(|error| ParseError::new(format!("line {number}: {error}")))?;
         if variable.name.contains(char::is_whitespace) {
-            return Err(ParseError::new(format!(
-                "line {number}: the name {:?} contains a blank",
-                variable.name
-            )));
+            return Err(ParseError::new(format!("line {number}: the name {:?} contains a blank", variable.name)));
         }
         variables.push(variable);
     }
@@ -66,10 +56,7 @@ mod tests {
     #[test]
     fn the_first_equals_sign_ends_the_name() {
         let variable: EnvVar = "A=b=c".parse().unwrap();
-        assert_eq!(
-            (variable.name.as_str(), variable.value.as_deref()),
-            ("A", Some("b=c"))
-        );
+        assert_eq!((variable.name.as_str(), variable.value.as_deref()), ("A", Some("b=c")));
         assert_eq!("A".parse::<EnvVar>().unwrap().value, None);
         assert_eq!("A=".parse::<EnvVar>().unwrap().value.as_deref(), Some(""));
         assert!("=x".parse::<EnvVar>().is_err());
@@ -78,19 +65,11 @@ mod tests {
     #[test]
     fn comments_and_blank_lines_of_a_file_count_nothing() {
         let variables = parse_env_file("# note\n\n  TWO=two words\nPASS\nQ='q'\n").unwrap();
-        let names: Vec<_> = variables
-            .iter()
-            .map(|variable| variable.name.as_str())
-            .collect();
+        let names: Vec<_> = variables.iter().map(|variable| variable.name.as_str()).collect();
         assert_eq!(names, ["TWO", "PASS", "Q"]);
         assert_eq!(variables[0].value.as_deref(), Some("two words"));
         assert_eq!(variables[2].value.as_deref(), Some("'q'"));
-        assert!(
-            parse_env_file("ok=1\nno good=2")
-                .unwrap_err()
-                .to_string()
-                .starts_with("line 2")
-        );
+        assert!(parse_env_file("ok=1\nno good=2").unwrap_err().to_string().starts_with("line 2"));
     }
 
     proptest! {

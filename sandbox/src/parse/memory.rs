@@ -29,9 +29,7 @@ impl FromStr for MemorySize {
     fn from_str(text: &str) -> Result<Self, ParseError> {
         let wrong = || ParseError::new(format!("{text:?} is not a size such as 512m or 2g"));
         let lower = text.to_ascii_lowercase();
-        let digits_end = lower
-            .find(|c: char| !c.is_ascii_digit() && c != '.')
-            .unwrap_or(lower.len());
+        let digits_end = lower.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(lower.len());
         let (number, unit) = lower.split_at_checked(digits_end).ok_or_else(wrong)?;
         let shift = match unit {
             "" | "b" => 0,
@@ -87,33 +85,15 @@ mod tests {
 
     #[test]
     fn units_are_powers_of_1024() {
-        for (text, bytes) in [
-            ("1", 1),
-            ("7b", 7),
-            ("2K", 2048),
-            ("50m", 50 << 20),
-            ("1.5g", 3 << 29),
-            ("1t", 1 << 40),
-        ] {
+        for (text, bytes) in [("1", 1), ("7b", 7), ("2K", 2048), ("50m", 50 << 20), ("1.5g", 3 << 29), ("1t", 1 << 40)]
+        {
             assert_eq!(text.parse::<MemorySize>().unwrap().bytes(), bytes);
         }
     }
 
     #[test]
     fn what_is_no_size_is_refused() {
-        for text in [
-            "",
-            "m",
-            "0",
-            "-1m",
-            "1x",
-            "1 m",
-            ".5g",
-            "1.m",
-            "1e3",
-            "99999999999999999999",
-            "17000000t",
-        ] {
+        for text in ["", "m", "0", "-1m", "1x", "1 m", ".5g", "1.m", "1e3", "99999999999999999999", "17000000t"] {
             assert!(text.parse::<MemorySize>().is_err(), "{text}");
         }
     }

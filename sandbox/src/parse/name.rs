@@ -22,10 +22,7 @@ impl FromStr for ContainerName {
     fn from_str(text: &str) -> Result<Self, ParseError> {
         let inner = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
         let valid = (2..=128).contains(&text.len())
-            && text
-                .bytes()
-                .next()
-                .is_some_and(|byte| byte.is_ascii_alphanumeric())
+            && text.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric())
             && text.bytes().all(inner);
         if !valid {
             return Err(ParseError::new(format!(

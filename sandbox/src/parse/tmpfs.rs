@@ -36,13 +36,9 @@ impl FromStr for Tmpfs {
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
         let (path, options) = text.split_once(':').unwrap_or((text, ""));
-        let parts_up = Path::new(path)
-            .components()
-            .any(|part| part == Component::ParentDir);
+        let parts_up = Path::new(path).components().any(|part| part == Component::ParentDir);
         if !path.starts_with('/') || path.trim_matches('/').is_empty() || parts_up {
-            return Err(ParseError::new(format!(
-                "{path:?} is not an absolute path below / for a tmpfs"
-            )));
+            return Err(ParseError::new(format!("{path:?} is not an absolute path below / for a tmpfs")));
         }
         let mut all = vec!["noexec".to_owned(), "nosuid".to_owned(), "nodev".to_owned()];
         for option in options.split(',').filter(|option| !option.is_empty()) {
@@ -54,10 +50,7 @@ impl FromStr for Tmpfs {
             }
             all.push(option);
         }
-        Ok(Self {
-            path: path.to_owned(),
-            options: all,
-        })
+        Ok(Self { path: path.to_owned(), options: all })
     }
 }
 
@@ -68,24 +61,16 @@ fn parse_option(option: &str) -> Result<String, ParseError> {
         ))
     };
     let Some((key, value)) = option.split_once('=') else {
-        return FLAGS
-            .contains(&option)
-            .then(|| option.to_owned())
-            .ok_or_else(wrong);
+        return FLAGS.contains(&option).then(|| option.to_owned()).ok_or_else(wrong);
     };
     match key {
         "size" if value.ends_with('%') => {
-            let percent = value
-                .trim_end_matches('%')
-                .parse::<u8>()
-                .map_err(|_| wrong())?;
+            let percent = value.trim_end_matches('%').parse::<u8>().map_err(|_| wrong())?;
             Ok(format!("size={percent}%"))
         }
         "size" => Ok(format!("size={}", value.parse::<MemorySize>()?.bytes())),
         "mode" => {
-            let mode = u32::from_str_radix(value, 8)
-                .ok()
-                .filter(|mode| *mode <= 0o7777);
+            let mode = u32::from_str_radix(value, 8).ok().filter(|mode| *mode <= 0o7777);
             mode.map(|mode| format!("mode={mode:o}")).ok_or_else(wrong)
         }
         "uid" | "gid" | "nr_inodes" => {
@@ -105,14 +90,8 @@ mod tests {
     fn options_are_checked_and_brought_into_the_kernels_form() {
         let tmpfs: Tmpfs = "/run:size=64m,mode=1777,exec".parse().unwrap();
         assert_eq!(tmpfs.path, "/run");
-        assert_eq!(
-            tmpfs.options,
-            ["nosuid", "nodev", "size=67108864", "mode=1777", "exec"]
-        );
-        assert_eq!(
-            "/run".parse::<Tmpfs>().unwrap().options,
-            ["noexec", "nosuid", "nodev"]
-        );
+        assert_eq!(tmpfs.options, ["nosuid", "nodev", "size=67108864", "mode=1777", "exec"]);
+        assert_eq!("/run".parse::<Tmpfs>().unwrap().options, ["noexec", "nosuid", "nodev"]);
     }
 
     #[test]

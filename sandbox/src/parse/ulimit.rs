@@ -37,27 +37,18 @@ impl FromStr for Ulimit {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
-        let (name, limits) = text.split_once('=').ok_or_else(|| {
-            ParseError::new(format!("{text:?} is not a limit such as nofile=1024:2048"))
-        })?;
+        let (name, limits) = text
+            .split_once('=')
+            .ok_or_else(|| ParseError::new(format!("{text:?} is not a limit such as nofile=1024:2048")))?;
         if !NAMES.contains(&name) {
-            return Err(ParseError::new(format!(
-                "{name:?} is not one of {}",
-                NAMES.join(", ")
-            )));
+            return Err(ParseError::new(format!("{name:?} is not one of {}", NAMES.join(", "))));
         }
         let (soft, hard) = limits.split_once(':').unwrap_or((limits, limits));
         let (soft, hard) = (value(soft)?, value(hard)?);
         if soft > hard {
-            return Err(ParseError::new(format!(
-                "{text:?}: the soft limit is above the hard limit"
-            )));
+            return Err(ParseError::new(format!("{text:?}: the soft limit is above the hard limit")));
         }
-        Ok(Self {
-            kind: format!("RLIMIT_{}", name.to_ascii_uppercase()),
-            soft,
-            hard,
-        })
+        Ok(Self { kind: format!("RLIMIT_{}", name.to_ascii_uppercase()), soft, hard })
     }
 }
 
@@ -65,9 +56,7 @@ impl FromStr for Ulimit {
 fn value(text: &str) -> Result<u64, ParseError> {
     match text {
         "-1" | "unlimited" => Ok(u64::MAX),
-        text => text
-            .parse()
-            .map_err(|_| ParseError::new(format!("{text:?} is not a number, -1 or unlimited"))),
+        text => text.parse().map_err(|_| ParseError::new(format!("{text:?} is not a number, -1 or unlimited"))),
     }
 }
 
@@ -79,26 +68,14 @@ mod tests {
     #[test]
     fn soft_and_hard_limits() {
         let limit: Ulimit = "nofile=1024:2048".parse().unwrap();
-        assert_eq!(
-            (limit.kind.as_str(), limit.soft, limit.hard),
-            ("RLIMIT_NOFILE", 1024, 2048)
-        );
+        assert_eq!((limit.kind.as_str(), limit.soft, limit.hard), ("RLIMIT_NOFILE", 1024, 2048));
         let limit: Ulimit = "core=-1".parse().unwrap();
         assert_eq!((limit.soft, limit.hard), (u64::MAX, u64::MAX));
     }
 
     #[test]
     fn what_is_no_limit_is_refused() {
-        for text in [
-            "nofile",
-            "nofile=",
-            "nofile=2:1",
-            "files=1",
-            "=1",
-            "nofile=a",
-            "nofile=1:2:3",
-            "nofile=-2",
-        ] {
+        for text in ["nofile", "nofile=", "nofile=2:1", "files=1", "=1", "nofile=a", "nofile=1:2:3", "nofile=-2"] {
             assert!(text.parse::<Ulimit>().is_err(), "{text}");
         }
     }

@@ -114,11 +114,7 @@ pub fn parse_capability(text: &str) -> Result<&'static str, ParseError> {
     ALL.iter()
         .find(|known| **known == name)
         .copied()
-        .ok_or_else(|| {
-            ParseError::new(format!(
-                "{text:?} is not a Linux capability such as NET_ADMIN, nor ALL"
-            ))
-        })
+        .ok_or_else(|| ParseError::new(format!("{text:?} is not a Linux capability such as NET_ADMIN, nor ALL")))
 }
 
 #[cfg(test)]
@@ -129,10 +125,7 @@ mod tests {
     fn dockers_rules_for_add_and_drop() {
         assert_eq!(CapabilitySet::default().0.len(), 14);
         assert_eq!(CapabilitySet::new(&[], &["ALL"]).0, Vec::<&str>::new());
-        assert_eq!(
-            CapabilitySet::new(&["NET_ADMIN"], &["ALL"]).0,
-            ["NET_ADMIN"]
-        );
+        assert_eq!(CapabilitySet::new(&["NET_ADMIN"], &["ALL"]).0, ["NET_ADMIN"]);
         assert_eq!(CapabilitySet::new(&["ALL"], &["SYS_ADMIN"]).0.len(), 40);
         assert!(!CapabilitySet::new(&[], &["CHOWN"]).contains("CHOWN"));
     }

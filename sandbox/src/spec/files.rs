@@ -15,17 +15,10 @@ pub(super) fn injected(hostname: &str) -> Vec<InjectedFile> {
     vec![
         file("/etc/hosts", hosts),
         file("/etc/hostname", format!("{hostname}\n")),
-        file(
-            "/etc/resolv.conf",
-            "# This container has no network.\n".into(),
-        ),
+        file("/etc/resolv.conf", "# This container has no network.\n".into()),
     ]
 }
 
 fn file(path: &str, content: String) -> InjectedFile {
-    InjectedFile {
-        path: path.into(),
-        content,
-        mode: 0o644,
-    }
+    InjectedFile { path: path.into(), content, mode: 0o644 }
 }

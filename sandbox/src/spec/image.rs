@@ -14,23 +14,15 @@ pub(super) struct Merged {
     pub(super) volumes: Vec<String>,
 }
 
-pub(super) fn merge(
-    options: &ContainerOptions,
-    image: &ImageConfiguration,
-) -> Result<Merged, SpecError> {
+pub(super) fn merge(options: &ContainerOptions, image: &ImageConfiguration) -> Result<Merged, SpecError> {
     let config = image.config().clone().unwrap_or_default();
-    let workdir = [options.workdir.as_ref(), config.working_dir().as_ref()]
-        .into_iter()
-        .flatten()
-        .find(|dir| !dir.is_empty());
+    let workdir =
+        [options.workdir.as_ref(), config.working_dir().as_ref()].into_iter().flatten().find(|dir| !dir.is_empty());
     let workdir = workdir.map_or("/", String::as_str);
     if !workdir.starts_with('/') {
         return Err(SpecError::Workdir(workdir.into()));
     }
-    let stop_signal = options
-        .stop_signal
-        .as_ref()
-        .or(config.stop_signal().as_ref());
+    let stop_signal = options.stop_signal.as_ref().or(config.stop_signal().as_ref());
     let stop_signal = match stop_signal.filter(|text| !text.is_empty()) {
         None => libc::SIGTERM,
         Some(text) => parse_signal(text).ok_or_else(|| SpecError::StopSignal(text.clone()))?,
@@ -39,11 +31,7 @@ pub(super) fn merge(
         args: args(options, &config)?,
         env: config.env().clone().unwrap_or_default(),
         workdir: workdir.into(),
-        user: options
-            .user
-            .clone()
-            .or_else(|| config.user().clone())
-            .unwrap_or_default(),
+        user: options.user.clone().or_else(|| config.user().clone()).unwrap_or_default(),
         stop_signal,
         volumes: config.volumes().clone().unwrap_or_default(),
     })

@@ -21,13 +21,7 @@ const MASKED_PATHS: [&str; 12] = [
     "/sys/firmware",
 ];
 
-const READ_ONLY_PATHS: [&str; 5] = [
-    "/proc/bus",
-    "/proc/fs",
-    "/proc/irq",
-    "/proc/sys",
-    "/proc/sysrq-trigger",
-];
+const READ_ONLY_PATHS: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// Devices that a container may read and write: null, zero, full, random, urandom, tty, console, ptmx, pseudo-terminals.
 /// Other nodes can be made (`m`) but not opened, the VM's own disk among them.
@@ -63,10 +57,7 @@ fn resources(options: &ContainerOptions) -> Value {
         resources.insert("memory".into(), json!({ "limit": limit.bytes() }));
     }
     if let Some(cpus) = options.cpus {
-        resources.insert(
-            "cpu".into(),
-            json!({ "quota": cpus.quota_us(), "period": cpus.period_us() }),
-        );
+        resources.insert("cpu".into(), json!({ "quota": cpus.quota_us(), "period": cpus.period_us() }));
     }
     if let Some(limit) = options.pids_limit {
         resources.insert("pids".into(), json!({ "limit": limit }));

@@ -93,20 +93,14 @@ pub enum SpecError {
 }
 
 /// Merges `options` with the image's configuration and Docker's defaults.
-pub fn plan(
-    options: &ContainerOptions,
-    image: &ImageConfiguration,
-) -> Result<ContainerPlan, SpecError> {
+pub fn plan(options: &ContainerOptions, image: &ImageConfiguration) -> Result<ContainerPlan, SpecError> {
     if let Some(limit) = options.memory
         && limit.bytes() < MIN_MEMORY_BYTES
     {
         return Err(SpecError::Memory(limit));
     }
     let merged = image::merge(options, image)?;
-    let hostname = options
-        .hostname
-        .clone()
-        .unwrap_or_else(|| options.id.clone());
+    let hostname = options.hostname.clone().unwrap_or_else(|| options.id.clone());
     let spec = json!({
         "ociVersion": "1.0.2",
         "hostname": hostname,
@@ -132,16 +126,9 @@ pub fn parse_signal(text: &str) -> Option<i32> {
     let name = text.to_ascii_uppercase();
     let name = name.strip_prefix("SIG").unwrap_or(&name);
     if let Some(offset) = name.strip_prefix("RTMIN+") {
-        return offset
-            .parse()
-            .ok()
-            .map(|n: i32| 34 + n)
-            .filter(|n| (34..=64).contains(n));
+        return offset.parse().ok().map(|n: i32| 34 + n).filter(|n| (34..=64).contains(n));
     }
-    format!("SIG{name}")
-        .parse::<nix::sys::signal::Signal>()
-        .ok()
-        .map(|signal| signal as i32)
+    format!("SIG{name}").parse::<nix::sys::signal::Signal>().ok().map(|signal| signal as i32)
 }
 
 #[cfg(test)]

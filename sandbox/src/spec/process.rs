@@ -73,7 +73,5 @@ impl Environment {
 }
 
 fn is_named(entry: &str, name: &str) -> bool {
-    entry
-        .split_once('=')
-        .is_some_and(|(known, _)| known == name)
+    entry.split_once('=').is_some_and(|(known, _)| known == name)
 }

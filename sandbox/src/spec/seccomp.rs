@@ -14,13 +14,8 @@ const PERSONALITIES: [u64; 5] = [0x0, 0x8, 0x2_0000, 0x2_0008, 0xffff_ffff];
 
 /// The profile for a container with these capabilities.
 pub(super) fn profile(capabilities: &CapabilitySet) -> Value {
-    let mut rules = vec![
-        allow(ALWAYS),
-        allow_if(
-            "socket",
-            &json!({ "index": 0, "value": AF_VSOCK, "op": "SCMP_CMP_NE" }),
-        ),
-    ];
+    let mut rules =
+        vec![allow(ALWAYS), allow_if("socket", &json!({ "index": 0, "value": AF_VSOCK, "op": "SCMP_CMP_NE" }))];
     for personality in PERSONALITIES {
         let is = json!({ "index": 0, "value": personality, "op": "SCMP_CMP_EQ" });
         rules.push(allow_if("personality", &is));
@@ -36,9 +31,7 @@ pub(super) fn profile(capabilities: &CapabilitySet) -> Value {
         });
         rules.push(allow_if("clone", &no_namespaces));
         // Its flags are behind a pointer, where a filter can't look: C libraries fall back to clone.
-        rules.push(
-            json!({ "names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": libc::ENOSYS }),
-        );
+        rules.push(json!({ "names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": libc::ENOSYS }));
     }
     json!({
         "defaultAction": "SCMP_ACT_ERRNO",

@@ -6,11 +6,7 @@ use oci_spec::runtime::{LinuxSeccompAction, Spec};
 use super::*;
 
 fn image(entrypoint: &[&str], cmd: &[&str]) -> ImageConfiguration {
-    let list = |list: &[&str]| {
-        list.iter()
-            .map(|text| (*text).to_owned())
-            .collect::<Vec<_>>()
-    };
+    let list = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
     let config = ConfigBuilder::default()
         .entrypoint(list(entrypoint))
         .cmd(list(cmd))
@@ -21,19 +17,11 @@ fn image(entrypoint: &[&str], cmd: &[&str]) -> ImageConfiguration {
         .volumes(list(&["/data"]))
         .build()
         .unwrap();
-    ImageConfigurationBuilder::default()
-        .architecture("amd64")
-        .os("linux")
-        .config(config)
-        .build()
-        .unwrap()
+    ImageConfigurationBuilder::default().architecture("amd64").os("linux").config(config).build().unwrap()
 }
 
 fn options() -> ContainerOptions {
-    ContainerOptions {
-        id: "0123456789ab".into(),
-        ..ContainerOptions::default()
-    }
+    ContainerOptions { id: "0123456789ab".into(), ..ContainerOptions::default() }
 }
 
 fn spec(plan: &ContainerPlan) -> Spec {
@@ -44,10 +32,7 @@ fn spec(plan: &ContainerPlan) -> Spec {
 fn the_image_counts_where_the_user_says_nothing() {
     let plan = plan(&options(), &image(&["/init"], &["serve"])).unwrap();
     assert_eq!(plan.command, ["/init", "serve"]);
-    assert_eq!(
-        (plan.user.as_str(), plan.stop_signal),
-        ("www", libc::SIGQUIT)
-    );
+    assert_eq!((plan.user.as_str(), plan.stop_signal), ("www", libc::SIGQUIT));
     let process = spec(&plan).process().clone().unwrap();
     assert_eq!(process.cwd().to_str(), Some("/srv"));
     let env = process.env().clone().unwrap();
@@ -74,11 +59,7 @@ fn the_user_counts_over_the_image() {
     assert_eq!(spec.hostname().as_deref(), Some("harbour"));
     let env = spec.process().clone().unwrap().env().clone().unwrap();
     assert_eq!(env, ["HOSTNAME=harbour", "TERM=xterm", "A=user"]);
-    assert!(
-        plan.files
-            .iter()
-            .any(|file| file.path == "/etc/hosts" && file.content.contains("harbour"))
-    );
+    assert!(plan.files.iter().any(|file| file.path == "/etc/hosts" && file.content.contains("harbour")));
 }
 
 #[test]
@@ -98,43 +79,21 @@ fn another_entrypoint_loses_the_images_command() {
 
 #[test]
 fn what_makes_no_container_is_refused() {
-    let refused = |options: ContainerOptions| {
-        plan(&options, &image(&[], &["sh"]))
-            .map(|_| ())
-            .unwrap_err()
-    };
+    let refused = |options: ContainerOptions| plan(&options, &image(&[], &["sh"])).map(|_| ()).unwrap_err();
+    assert_eq!(refused(ContainerOptions { workdir: Some("w".into()), ..options() }), SpecError::Workdir("w".into()));
     assert_eq!(
-        refused(ContainerOptions {
-            workdir: Some("w".into()),
-            ..options()
-        }),
-        SpecError::Workdir("w".into())
-    );
-    assert_eq!(
-        refused(ContainerOptions {
-            stop_signal: Some("SIGNO".into()),
-            ..options()
-        }),
+        refused(ContainerOptions { stop_signal: Some("SIGNO".into()), ..options() }),
         SpecError::StopSignal("SIGNO".into())
     );
     let tiny = "1m".parse().unwrap();
-    assert_eq!(
-        refused(ContainerOptions {
-            memory: Some(tiny),
-            ..options()
-        }),
-        SpecError::Memory(tiny)
-    );
+    assert_eq!(refused(ContainerOptions { memory: Some(tiny), ..options() }), SpecError::Memory(tiny));
 }
 
 #[test]
 fn limits_and_mounts_arrive_in_the_specification() {
     let options = ContainerOptions {
         read_only: true,
-        tmpfs: vec![
-            "/run:size=1m".parse().unwrap(),
-            "/dev/shm:size=2m".parse().unwrap(),
-        ],
+        tmpfs: vec!["/run:size=1m".parse().unwrap(), "/dev/shm:size=2m".parse().unwrap()],
         memory: Some("50m".parse().unwrap()),
         cpus: Some("0.5".parse().unwrap()),
         pids_limit: Some(10),
@@ -150,26 +109,15 @@ fn limits_and_mounts_arrive_in_the_specification() {
     assert_eq!(resources.pids().unwrap().limit(), 10);
     assert_eq!(linux.sysctl().clone().unwrap()["net.ipv4.ip_forward"], "1");
     let mounts = spec.mounts().clone().unwrap();
-    let at = |path: &str| {
-        mounts
-            .iter()
-            .filter(|mount| mount.destination().to_str() == Some(path))
-            .count()
-    };
-    assert_eq!(
-        (at("/run"), at("/dev/shm"), at("/data"), at("/proc")),
-        (1, 1, 1, 1)
-    );
+    let at = |path: &str| mounts.iter().filter(|mount| mount.destination().to_str() == Some(path)).count();
+    assert_eq!((at("/run"), at("/dev/shm"), at("/data"), at("/proc")), (1, 1, 1, 1));
     assert!(spec.root().clone().unwrap().readonly().unwrap());
 }
 
 #[test]
 fn the_seccomp_profile_follows_the_capabilities() {
     let rules = |capabilities: CapabilitySet| {
-        let options = ContainerOptions {
-            capabilities,
-            ..options()
-        };
+        let options = ContainerOptions { capabilities, ..options() };
         let spec = spec(&plan(&options, &image(&[], &["sh"])).unwrap());
         spec.linux().clone().unwrap().seccomp().clone().unwrap()
     };
@@ -183,16 +131,7 @@ fn the_seccomp_profile_follows_the_capabilities() {
     let default = rules(CapabilitySet::default());
     assert_eq!(default.default_action(), LinuxSeccompAction::ScmpActErrno);
     assert!(allowed(&default, "read") && allowed(&default, "chroot"));
-    for name in [
-        "mount",
-        "clone",
-        "reboot",
-        "bpf",
-        "kexec_load",
-        "io_uring_setup",
-        "socket",
-        "keyctl",
-    ] {
+    for name in ["mount", "clone", "reboot", "bpf", "kexec_load", "io_uring_setup", "socket", "keyctl"] {
         assert!(!allowed(&default, name), "{name}");
     }
     let admin = rules(CapabilitySet::new(&["SYS_ADMIN"], &[]));

@@ -1,0 +1,137 @@
+//! What goes wrong becomes one line, `hull: cause; hint`, and an exit code.
+
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use hull_sandbox::SandboxError;
+use hull_sandbox::text::one_line;
+
+/// Hull failed, or was called wrongly.
+pub const FAILED: u8 = 125;
+/// The command can't be executed.
+pub const NOT_EXECUTABLE: u8 = 126;
+/// The command was not found.
+pub const NOT_FOUND: u8 = 127;
+/// The VM or the container was killed.
+pub const KILLED: u8 = 137;
+
+const MAX_LINE_BYTES: usize = 4000;
+
+/// A command failed.
+#[derive(Debug)]
+pub struct Failure {
+    pub code: u8,
+    error: anyhow::Error,
+}
+
+impl Failure {
+    pub fn new(code: u8, error: impl Into<anyhow::Error>) -> Self {
+        Self { code, error: error.into() }
+    }
+
+    /// With a message instead of an error.
+    pub fn message(code: u8, text: impl std::fmt::Display) -> Self {
+        Self::new(code, anyhow::anyhow!("{text}"))
+    }
+
+    /// Cause and hint in one line.
+    pub fn line(&self) -> String {
+        let mut line = String::new();
+        let mut last = String::new();
+        for cause in self.error.chain() {
+            let text = cause.to_string();
+            // Some errors already contain their cause.
+            if !last.contains(&text) {
+                let separator = if line.is_empty() { "" } else { ": " };
+                line = format!("{line}{separator}{text}");
+                last = text;
+            }
+        }
+        if let Some(hint) = self.hint() {
+            line = format!("{line}; {hint}");
+        }
+        format!("hull: {}", one_line(&line, MAX_LINE_BYTES))
+    }
+
+    /// Prints the line.
+    pub fn report(&self) -> ExitCode {
+        eprintln!("{}", self.line());
+        ExitCode::from(self.code)
+    }
+
+    fn hint(&self) -> Option<&'static str> {
+        self.error.chain().find_map(|cause| cause.downcast_ref::<SandboxError>()).and_then(SandboxError::hint)
+    }
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::new(FAILED, error)
+    }
+}
+
+/// What clap says: help as it is, mistakes in one line.
+pub fn usage(error: &clap::Error) -> ExitCode {
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        let _ = error.print();
+        return ExitCode::from(FAILED);
+    }
+    eprintln!("{}", usage_line(&error.to_string()));
+    ExitCode::from(FAILED)
+}
+
+/// The message without its usage text; tips become hints.
+fn usage_line(rendered: &str) -> String {
+    let message: Vec<_> = rendered
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"))
+        .filter(|line| !line.is_empty())
+        .collect();
+    let mut line = String::new();
+    for part in message {
+        match part.strip_prefix("tip: ") {
+            Some(tip) => line = format!("{line}; {tip}"),
+            None => line = format!("{line} {part}"),
+        }
+    }
+    let line = line.trim_start().trim_start_matches("error: ");
+    let line = one_line(line, MAX_LINE_BYTES);
+    match line.contains("; ") {
+        true => format!("hull: {line}"),
+        false => format!("hull: {line}; see `hull --help`"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context;
+
+    #[test]
+    fn a_chain_is_one_line_and_says_nothing_twice() {
+        let inner = std::io::Error::other("disk\nfull");
+        let error = anyhow::Error::new(inner).context("writing x: disk\nfull").context("image y");
+        assert_eq!(Failure::from(error).line(), "hull: image y: writing x: disk full");
+    }
+
+    #[test]
+    fn a_sandbox_error_brings_its_hint() {
+        let error = SandboxError::PathTooLong("/x".into());
+        let result: Result<(), _> = Err(error);
+        let line = Failure::from(result.context("starting").unwrap_err()).line();
+        assert!(line.starts_with("hull: starting: The runtime directory /x"), "{line}");
+        assert!(line.ends_with("; set HULL_RUNTIME_DIR to a shorter path"), "{line}");
+    }
+
+    #[test]
+    fn a_wrong_flag_is_one_line() {
+        let rendered =
+            "error: unexpected argument '--foo' found\n\n  tip: a similar argument exists: '--for'\n\nUsage: hull\n";
+        assert_eq!(usage_line(rendered), "hull: unexpected argument '--foo' found; a similar argument exists: '--for'");
+    }
+}

@@ -1,0 +1,196 @@
+//! Raw arguments of `hull run` become a request that makes sense.
+
+use std::env;
+use std::fs::File;
+use std::io::Read;
+use std::num::NonZeroU8;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, anyhow, bail};
+use hull_sandbox::parse::{EnvVar, MemorySize, parse_env_file};
+use hull_sandbox::spec::{CapabilitySet, ContainerOptions};
+use hull_sandbox::{runtime_dir, sizing};
+
+use crate::args::{Init, Network, RunArgs};
+use crate::images::Fetch;
+
+const MAX_ENV_FILE_BYTES: u64 = 1 << 20;
+
+/// What `hull run` was asked to do.
+#[derive(Debug)]
+pub struct Request {
+    /// Image as the user named it.
+    pub image: String,
+    pub fetch: Fetch,
+    /// Name, if the user gave one.
+    pub name: Option<String>,
+    pub interactive: bool,
+    pub use_init: bool,
+    pub options: ContainerOptions,
+    pub kernel: Option<PathBuf>,
+    pub initramfs: Option<PathBuf>,
+    pub vcpus: u8,
+    pub vm_memory_mib: u32,
+    pub stop_timeout_s: u32,
+    pub timings: bool,
+}
+
+pub fn validate(args: RunArgs) -> anyhow::Result<Request> {
+    refuse_what_does_not_exist_yet(&args)?;
+    let env = environment(&args)?;
+    let mut words = args.image_and_command.into_iter();
+    let image = words.next().ok_or_else(|| anyhow!("an image is needed"))?;
+    let options = ContainerOptions {
+        id: runtime_dir::new_id()?,
+        command: words.collect(),
+        entrypoint: args.entrypoint,
+        env,
+        workdir: args.workdir,
+        user: args.user,
+        hostname: args.hostname,
+        terminal: args.tty,
+        read_only: args.read_only,
+        capabilities: CapabilitySet::new(&args.cap_add, &args.cap_drop),
+        ulimits: args.ulimit,
+        sysctls: args.sysctl,
+        tmpfs: args.tmpfs,
+        memory: args.memory,
+        cpus: args.cpus,
+        pids_limit: args.pids_limit.and_then(|limit| limit.0),
+        stop_signal: args.stop_signal,
+    };
+    if let (Some(vm), Some(limit)) = (args.vm_memory, args.memory) {
+        container_fits(vm, limit)?;
+    }
+    Ok(Request {
+        image,
+        fetch: Fetch {
+            pull: args.pull,
+            plain_http: args.fetch.plain_http,
+            platform: args.fetch.platform,
+            lines: false,
+        },
+        name: args.name.map(|name| name.to_string()),
+        interactive: args.interactive,
+        use_init: args.init == Some(Init::True),
+        kernel: args.kernel.map(|path| guest_file("--kernel", &path)).transpose()?,
+        initramfs: args.initrd.map(|path| guest_file("--initrd", &path)).transpose()?,
+        vcpus: sizing::vcpus(args.vcpus.and_then(NonZeroU8::new), args.cpus),
+        vm_memory_mib: sizing::memory_mib(args.vm_memory, args.memory),
+        stop_timeout_s: args.stop_timeout,
+        timings: args.timings,
+        options,
+    })
+}
+
+/// Flags that Docker users will type and that must not be ignored in silence.
+fn refuse_what_does_not_exist_yet(args: &RunArgs) -> anyhow::Result<()> {
+    let Network::None = args.network;
+    if args.detach {
+        bail!("--detach does not exist yet; with -it, Ctrl-P Ctrl-Q leaves a container running");
+    }
+    if !args.publish.is_empty() {
+        bail!("--publish does not exist yet; containers have no network so far");
+    }
+    if !args.volume.is_empty() || !args.mount.is_empty() {
+        bail!("--volume and --mount do not exist yet; --tmpfs and standard input do");
+    }
+    if args.privileged {
+        bail!("--privileged does not exist; --cap-add ALL gives every capability inside the VM");
+    }
+    Ok(())
+}
+
+fn container_fits(vm: MemorySize, limit: MemorySize) -> anyhow::Result<()> {
+    if vm.bytes() < limit.bytes() {
+        bail!("--vm-memory {vm} is less than the container's --memory {limit}; leave one of them out");
+    }
+    Ok(())
+}
+
+/// Files first, then flags, as in Docker. A name alone passes this process's value on.
+fn environment(args: &RunArgs) -> anyhow::Result<Vec<EnvVar>> {
+    let mut variables = Vec::new();
+    for path in &args.env_file {
+        let content = read_env_file(path).with_context(|| format!("--env-file {}", path.display()))?;
+        variables.extend(parse_env_file(&content).with_context(|| format!("--env-file {}", path.display()))?);
+    }
+    variables.extend_from_slice(&args.env);
+    for variable in &mut variables {
+        if variable.value.is_none() {
+            variable.value = env::var(&variable.name).ok();
+        }
+    }
+    Ok(variables)
+}
+
+fn read_env_file(path: &Path) -> anyhow::Result<String> {
+    let mut content = String::new();
+    File::open(path)?.take(MAX_ENV_FILE_BYTES + 1).read_to_string(&mut content)?;
+    if content.len() as u64 > MAX_ENV_FILE_BYTES {
+        bail!("larger than 1 MiB");
+    }
+    Ok(content)
+}
+
+/// Absolute, because another process opens it.
+fn guest_file(flag: &str, path: &Path) -> anyhow::Result<PathBuf> {
+    let absolute = path.canonicalize().with_context(|| format!("{flag} {}", path.display()))?;
+    if !absolute.is_file() {
+        bail!("{flag} {} is not a file", path.display());
+    }
+    Ok(absolute)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::{Cli, Command};
+    use clap::Parser;
+
+    fn request(args: &[&str]) -> anyhow::Result<Request> {
+        let cli = Cli::try_parse_from(["hull", "run"].iter().chain(args)).unwrap();
+        match cli.command {
+            Command::Run(args) => validate(*args),
+            _ => unreachable!(),
+        }
+    }
+
+    #[test]
+    fn the_vm_follows_the_containers_limits() {
+        let request = request(&["-m", "50m", "--cpus", "0.5", "img"]).unwrap();
+        assert_eq!(request.vm_memory_mib, 50 + sizing::OVERHEAD_MIB);
+        assert_eq!(request.vcpus, 1);
+    }
+
+    #[test]
+    fn what_does_not_exist_yet_is_refused_by_name() {
+        for (args, word) in [
+            (vec!["-d", "img"], "--detach"),
+            (vec!["-p", "80:80", "img"], "--publish"),
+            (vec!["-v", "/a:/b", "img"], "--volume"),
+            (vec!["--privileged", "img"], "--privileged"),
+        ] {
+            assert!(request(&args).unwrap_err().to_string().contains(word));
+        }
+    }
+
+    #[test]
+    fn flags_count_over_files_and_names_pass_the_callers_value_on() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "A=file\nPATH\nHULL_NO_SUCH\n").unwrap();
+        let request = request(&["-e", "A=flag", "--env-file", file.path().to_str().unwrap(), "img"]).unwrap();
+        let env = &request.options.env;
+        assert_eq!(env.last().unwrap().value.as_deref(), Some("flag"));
+        assert_eq!(env[1].value, env::var("PATH").ok());
+        assert_eq!(env[2].value, None);
+    }
+
+    #[test]
+    fn files_that_are_missing_are_named() {
+        let error = request(&["--kernel", "/no/such", "img"]).unwrap_err();
+        assert!(error.to_string().contains("--kernel /no/such"));
+        let error = request(&["--env-file", "/no/such", "img"]).unwrap_err();
+        assert!(error.to_string().contains("/no/such"));
+    }
+}
