@@ -1,6 +1,5 @@
 //! PID 1: from the kernel's hand-over to serving the host.
 
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,14 +19,14 @@ use crate::{cgroup, sys};
 const READY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Runs the agent. Returns only on a failure, and then the kernel panics because PID 1 ends.
-pub fn main(started_ns: u64) -> ExitCode {
+pub fn main(started_ns: u64) -> u8 {
     power::panic_means_kernel_panic();
     let mounted = mounts::set_up();
     mounts::use_console();
     if let Err(error) = mounted.and_then(|()| serve(started_ns)) {
         eprintln!("hull-agent: {error:#}");
     }
-    ExitCode::FAILURE
+    1
 }
 
 fn serve(started_ns: u64) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
-use std::process::{Command, ExitCode};
+use std::process::Command;
 
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal, kill};
@@ -15,17 +15,17 @@ use crate::sys;
 pub const FLAG: &str = "--init";
 
 /// Runs `-- COMMAND ARGUMENTS...` and returns its exit status.
-pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+pub fn main(arguments: impl Iterator<Item = OsString>) -> u8 {
     let mut arguments = arguments.skip_while(|argument| argument == "--");
     let Some(command) = arguments.next() else {
         eprintln!("hull-init: no command");
-        return ExitCode::from(127);
+        return 127;
     };
     // Blocked from the start, so that none is lost before the first wait. The command starts with an empty mask.
     let signals = SigSet::all();
     if let Err(error) = signals.thread_set_mask() {
         eprintln!("hull-init: block signals: {error}");
-        return ExitCode::from(126);
+        return 126;
     }
     // A process group of its own, so that Ctrl-C reaches the command once and not through us again.
     let child = match Command::new(&command)
@@ -37,18 +37,18 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         Err(error) => {
             eprintln!("hull-init: {}: {error}", command.display());
             let missing = error.kind() == std::io::ErrorKind::NotFound;
-            return ExitCode::from(if missing { 127 } else { 126 });
+            return if missing { 127 } else { 126 };
         }
     };
     let Ok(pid) = i32::try_from(child.id()).map(Pid::from_raw) else {
-        return ExitCode::from(126);
+        return 126;
     };
     give_terminal(pid);
     loop {
         match signals.wait() {
             Ok(Signal::SIGCHLD) => {
                 if let Some(status) = reap(pid) {
-                    return ExitCode::from(status);
+                    return status;
                 }
             }
             // One that has just ended is reaped next.

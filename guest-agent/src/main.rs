@@ -8,6 +8,8 @@
 //! | `--create`, `--exec` | a single-threaded child of the agent that prepares one process ([`helper`]) |
 //! | `--init -- COMMAND...` | PID 1 of a container that asked for an init process ([`container_init`]) |
 
+#![cfg_attr(not(test), no_main)]
+
 mod agent;
 mod cgroup;
 mod container;
@@ -22,9 +24,8 @@ mod reaper;
 mod service;
 mod sys;
 
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
+/// Called by [`sys`] in place of `main`.
+fn run() -> u8 {
     let started_ns = sys::boot_time_ns();
     let mut arguments = std::env::args_os().skip(1);
     let role = arguments.next();
@@ -38,7 +39,7 @@ fn main() -> ExitCode {
                 "hull-agent {}: runs as PID 1 of a Hull virtual machine",
                 env!("CARGO_PKG_VERSION")
             );
-            ExitCode::FAILURE
+            1
         }
     }
 }

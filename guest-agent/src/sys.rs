@@ -12,6 +12,17 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal};
 use nix::unistd::{ForkResult, Pid};
 use tokio::io::unix::AsyncFd;
 
+/// The program's entry, in place of the standard library's: that one aborts when the standard descriptors are closed and
+/// there is no `/dev/null`, which is how the kernel starts an init from an initramfs without device nodes.
+#[cfg(not(test))]
+// SAFETY: the only symbol of this name in the program; the C library calls it with this signature.
+#[unsafe(no_mangle)]
+extern "C" fn main(_count: libc::c_int, _arguments: *const *const libc::c_char) -> libc::c_int {
+    // As the standard library does it: a write to a closed pipe is an error and not the end.
+    let _ = ignore_signal(Signal::SIGPIPE);
+    crate::run().into()
+}
+
 /// Time since boot (CLOCK_BOOTTIME) in nanoseconds.
 pub fn boot_time_ns() -> u64 {
     clock_ns(nix::time::ClockId::CLOCK_BOOTTIME)

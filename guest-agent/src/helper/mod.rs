@@ -19,8 +19,6 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::process::ExitCode;
-
 use hull_protocol::MAX_MESSAGE_BYTES;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
@@ -55,9 +53,9 @@ struct Task {
 
 /// Runs a role. Arguments: descriptor of the request, descriptor for reports, path of the console socket (or nothing), and
 /// what the role needs.
-pub fn main(role: Role, mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
+pub fn main(role: Role, mut arguments: impl Iterator<Item = OsString>) -> u8 {
     let Some((task, extra)) = task(&mut arguments) else {
-        return ExitCode::FAILURE;
+        return 1;
     };
     let reporter = task.reporter.clone();
     // The standard streams belong to the container: a panic is reported, not printed.
@@ -74,11 +72,11 @@ pub fn main(role: Role, mut arguments: impl Iterator<Item = OsString>) -> ExitCo
     match result {
         Ok(pid) => {
             reporter.report(&Reply::Started(pid));
-            ExitCode::SUCCESS
+            0
         }
         Err(failure) => {
             reporter.report(&Reply::Failed(failure));
-            ExitCode::FAILURE
+            1
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The guest's own file systems.
 
 use std::fs::{self, DirBuilder, OpenOptions};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::DirBuilderExt;
 
 use anyhow::{Context, Result};
@@ -82,17 +83,19 @@ fn leave_initramfs_root() -> Result<()> {
     chdir("/").context("enter the new root")
 }
 
-/// Sends the agent's own messages to the console, where the host reads them beside the kernel's.
+/// Sends the agent's own messages to the console, where the host reads them beside the kernel's. The kernel may have
+/// started the agent with its standard descriptors closed: without a console they become /dev/null, so that no file of
+/// the agent gets one of their numbers.
 pub fn use_console() {
-    let Ok(console) = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/console")
-    else {
+    let open = |path| OpenOptions::new().read(true).write(true).open(path);
+    let Ok(console) = open("/dev/console").or_else(|_| open("/dev/null")) else {
         return;
     };
-    // Without a console there is nobody to tell.
     let _ = dup2_stdin(&console);
     let _ = dup2_stdout(&console);
     let _ = dup2_stderr(&console);
+    if console.as_raw_fd() <= 2 {
+        // It is one of the three itself and has to stay open.
+        std::mem::forget(console);
+    }
 }
