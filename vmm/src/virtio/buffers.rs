@@ -170,6 +170,11 @@ impl<'m> Writer<'m> {
         self.cursor.split_tail(bytes).map(|cursor| Writer { cursor, written: 0 })
     }
 
+    /// Adds what was written through a part that [`Writer::split_tail`] took off.
+    pub fn count_tail(&mut self, tail: &Writer<'_>) {
+        self.written = self.written.saturating_add(tail.written);
+    }
+
     /// Reads what one call gets from a file at `offset`.
     pub fn read_from_file(&mut self, file: &File, offset: u64) -> io::Result<usize> {
         let bytes = sys::read_at(file, self.cursor.left(), offset)?;

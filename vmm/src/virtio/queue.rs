@@ -65,13 +65,15 @@ pub struct VirtQueue {
     interrupt: Arc<dyn Interrupt>,
     counters: Arc<Counters>,
     broken: bool,
+    /// Chains were completed since the driver was last notified or didn't want to be.
+    unsignalled: bool,
 }
 
 impl VirtQueue {
     /// Takes over a queue.
     pub fn new(active: ActiveQueue, interrupt: Arc<dyn Interrupt>, counters: Arc<Counters>) -> Self {
         let ActiveQueue { index, queue, doorbell } = active;
-        Self { index, queue, doorbell, interrupt, counters, broken: false }
+        Self { index, queue, doorbell, interrupt, counters, broken: false, unsignalled: false }
     }
 
     /// Index of the queue in its device.
@@ -153,14 +155,21 @@ impl VirtQueue {
 
     /// Gives a chain back to the driver, `written` bytes of it filled.
     pub fn complete(&mut self, memory: &GuestMemoryMmap, head: Head, written: u32) {
+        self.unsignalled = true;
         if !self.broken && self.queue.add_used(memory, head.0, written).is_err() {
             self.fail(&RingError::RingMemory);
         }
     }
 
-    /// Notifies the driver of completed chains, if it wants to know (section 2.7.7).
+    /// Nothing is available; a broken queue never has anything.
+    pub fn is_empty(&self, memory: &GuestMemoryMmap) -> bool {
+        let index = self.queue.avail_idx(memory, Ordering::Acquire);
+        self.broken || index.is_ok_and(|index| index.0 == self.queue.next_avail())
+    }
+
+    /// Notifies the driver of chains completed since the last call, if it wants to know (section 2.7.7).
     pub fn signal(&mut self, memory: &GuestMemoryMmap) {
-        if self.broken {
+        if self.broken || !std::mem::take(&mut self.unsignalled) {
             return;
         }
         match self.wants_signal(memory) {

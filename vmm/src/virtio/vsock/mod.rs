@@ -1,11 +1,32 @@
-//! Socket device (virtio 1.2, section 5.10).
+//! Socket device (virtio 1.2, section 5.10) whose host side is a Unix socket.
+//!
+//! A host process connects to the socket and writes `CONNECT <port>\n`; when the guest accepts, it reads `OK <host port>\n`
+//! and then has a stream. A connection from the guest to port P of the host goes to the Unix socket `<uds_path>_P`.
+
+mod connection;
+mod muxer;
+mod packet;
+mod ports;
+mod service;
 
 use std::io;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use thiserror::Error;
 
-use crate::virtio::device::{ActivateError, Activation, VirtioDevice};
+use self::muxer::Muxer;
+use self::service::VsockService;
+use super::counters::Counters;
+use super::device::{ActivateError, Activation, VirtioDevice};
+use super::spec::device_type;
+use super::worker::Worker;
+
+/// Receive, transmit and event queue (section 5.10.2).
+const QUEUE_SIZES: &[u16] = &[256, 256, 16];
+const RECEIVE: u16 = 0;
+const TRANSMIT: u16 = 1;
 
 /// A socket device can't be made.
 #[derive(Debug, Error)]
@@ -20,39 +41,91 @@ pub enum VsockError {
     },
 }
 
-/// A socket device whose host side is a Unix socket.
-#[derive(Default)]
+/// A socket device.
 pub struct Vsock {
-    counters: std::sync::Arc<crate::virtio::counters::Counters>,
+    guest_cid: u32,
+    listener: UnixListener,
+    path: PathBuf,
+    counters: Arc<Counters>,
+    worker: Option<Worker<VsockService>>,
 }
 
 impl Vsock {
-    /// Listens at `uds_path`; the socket file is removed when the device is dropped.
-    pub fn new(_guest_cid: u32, _uds_path: &Path) -> Result<Self, VsockError> {
-        Ok(Self::default())
+    /// Listens at `uds_path`; the socket file is removed when the device is dropped. Host processes may connect before the
+    /// guest has started: they wait.
+    pub fn new(guest_cid: u32, uds_path: &Path) -> Result<Self, VsockError> {
+        let fail = |source| VsockError::Listen { path: uds_path.to_owned(), source };
+        let listener = UnixListener::bind(uds_path).map_err(fail)?;
+        let this = Self { guest_cid, listener, path: uds_path.to_owned(), counters: Arc::default(), worker: None };
+        this.listener.set_nonblocking(true).map_err(fail)?;
+        Ok(this)
+    }
+}
+
+impl Drop for Vsock {
+    fn drop(&mut self) {
+        self.reset();
+        let _ = std::fs::remove_file(&self.path);
     }
 }
 
 impl VirtioDevice for Vsock {
     fn device_type(&self) -> u16 {
-        19
+        device_type::SOCKET
     }
+
     fn queue_max_sizes(&self) -> &[u16] {
-        &[64]
+        QUEUE_SIZES
     }
+
     fn device_features(&self) -> u64 {
         0
     }
-    fn counters(&self) -> &std::sync::Arc<crate::virtio::counters::Counters> {
+
+    fn msix_vectors(&self) -> u16 {
+        2
+    }
+
+    fn counters(&self) -> &Arc<Counters> {
         &self.counters
     }
-    fn read_config(&self, _offset: u64, data: &mut [u8]) {
+
+    /// The guest's context identifier (section 5.10.4).
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
+        let skip = usize::try_from(offset).unwrap_or(usize::MAX);
+        for (to, from) in data.iter_mut().zip(u64::from(self.guest_cid).to_le_bytes().iter().skip(skip)) {
+            *to = *from;
+        }
     }
-    fn activate(&mut self, _activation: Activation) -> Result<(), ActivateError> {
+
+    fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
+        let mut queues = activation.queues(&self.counters);
+        let listener = self.listener.try_clone()?;
+        let muxer = Muxer::new(u64::from(self.guest_cid), listener, self.path.clone(), Arc::clone(&self.counters));
+        let service = VsockService::new(activation.memory, queues.take(RECEIVE)?, queues.take(TRANSMIT)?, muxer);
+        self.worker = Some(Worker::start("vsock", service)?);
         Ok(())
     }
-    fn reset(&mut self) {}
-    fn pause(&mut self) {}
-    fn resume(&mut self) {}
+
+    /// Closes all connections; host processes see the end of their streams.
+    fn reset(&mut self) {
+        self.worker.take().map(Worker::stop);
+    }
+
+    fn pause(&mut self) {
+        if let Some(worker) = &self.worker {
+            worker.pause();
+        }
+    }
+
+    fn resume(&mut self) {
+        if let Some(worker) = &self.worker {
+            worker.resume();
+        }
+    }
 }
+
+#[cfg(test)]
+#[path = "vsock_test.rs"]
+mod vsock_test;

@@ -1,0 +1,332 @@
+//! Many streams over one device: what packets, sockets and time do to connections.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use vmm_sys_util::epoll::EventSet;
+
+use super::connection::{Connection, Fate, Phase};
+use super::packet::{HOST_CID, Header, SHUTDOWN_BOTH, TYPE_STREAM, op};
+use super::ports::{Connections, Ports, Token};
+use crate::virtio::buffers::{Reader, Writer};
+use crate::virtio::counters::Counters;
+use crate::virtio::sys;
+use crate::virtio::worker::Watch;
+
+/// Token of the listening socket; smaller ones are the queues'.
+pub const LISTENER_TOKEN: u64 = 2;
+const FIRST_CONNECTION_TOKEN: u64 = 16;
+/// How long a host process may take to name its port, the guest to answer, and the guest to close what is over.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Most resets for unknown connections that wait for a receive buffer. More are dropped: the guest gets a timeout instead.
+const MAX_STRAY_RESETS: usize = 1024;
+/// Connections accepted in one go, so that a flood of them can't keep the others waiting.
+const ACCEPTS_AT_ONCE: usize = 64;
+
+/// All streams of a device.
+pub struct Muxer {
+    guest_cid: u64,
+    listener: UnixListener,
+    path: PathBuf,
+    counters: Arc<Counters>,
+    connections: Connections,
+    /// Connections that may have something for the guest, each at most once.
+    ready: VecDeque<Token>,
+    stray_resets: VecDeque<Header>,
+    /// In the order of time, because all wait equally long.
+    deadlines: VecDeque<(Instant, Token)>,
+    /// Host processes may wait in the listener's queue.
+    accepting: bool,
+}
+
+impl Muxer {
+    /// No streams yet.
+    pub fn new(guest_cid: u64, listener: UnixListener, path: PathBuf, counters: Arc<Counters>) -> Self {
+        Self {
+            guest_cid,
+            listener,
+            path,
+            counters,
+            connections: Connections::new(FIRST_CONNECTION_TOKEN),
+            ready: VecDeque::new(),
+            stray_resets: VecDeque::new(),
+            deadlines: VecDeque::new(),
+            accepting: true,
+        }
+    }
+
+    /// Starts to wait for host processes.
+    pub fn start(&mut self, watch: &Watch) -> io::Result<()> {
+        watch.add(&self.listener, EventSet::IN | EventSet::EDGE_TRIGGERED, LISTENER_TOKEN)
+    }
+
+    /// Something happened at a socket.
+    pub fn socket_event(&mut self, watch: &Watch, token: u64, events: EventSet) {
+        if token == LISTENER_TOKEN {
+            self.accepting = true;
+            return self.accept(watch);
+        }
+        let token = Token(token);
+        let Some(connection) = self.connections.get(token) else { return };
+        if matches!(connection.phase, Phase::Greeting(_)) {
+            return self.read_greeting(token);
+        }
+        if events.intersects(EventSet::HANG_UP | EventSet::ERROR) {
+            connection.hung_up();
+        }
+        if events.intersects(EventSet::IN | EventSet::READ_HANG_UP) {
+            connection.became_readable();
+        }
+        if connection.flush() == Fate::Finished {
+            return self.finish(token);
+        }
+        self.enqueue(token);
+    }
+
+    /// Accepts host processes, if any wait and there is a place for them.
+    pub fn accept(&mut self, watch: &Watch) {
+        for _ in 0..ACCEPTS_AT_ONCE {
+            if !self.accepting || self.connections.is_full() {
+                return;
+            }
+            match self.listener.accept() {
+                Ok((stream, _)) => self.add_greeting(watch, stream),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    // With no file descriptors left, the next closed connection makes place.
+                    self.accepting = error.kind() != io::ErrorKind::WouldBlock;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// A packet from the guest.
+    pub fn packet(&mut self, watch: &Watch, header: &Header, reader: &mut Reader<'_>) {
+        if header.src_cid != self.guest_cid {
+            self.counters.errors.add(1);
+            return;
+        }
+        let data_bytes = usize::try_from(header.len).unwrap_or(usize::MAX);
+        if header.dst_cid != HOST_CID || header.kind != TYPE_STREAM || data_bytes > reader.remaining() {
+            return self.reset_stray(header);
+        }
+        reader.truncate(data_bytes);
+        self.counters.bytes_from_guest.add(u64::from(header.len));
+        let ports = Ports { host: header.dst_port, guest: header.src_port };
+        let token = self.connections.find(ports);
+        if header.op == op::REQUEST {
+            // The guest may use its port again once it knows that both directions are over.
+            if let Some(old) = token.filter(|&token| self.connections.get(token).is_some_and(|c| c.is_over())) {
+                self.connections.remove(old);
+                return self.connect(watch, header);
+            }
+        }
+        match token {
+            Some(token) => self.packet_for(token, header, reader),
+            None if header.op == op::REQUEST => self.connect(watch, header),
+            None => self.reset_stray(header),
+        }
+    }
+
+    /// There is something to tell the guest, or there may be.
+    pub fn has_packets(&self) -> bool {
+        !self.ready.is_empty() || !self.stray_resets.is_empty()
+    }
+
+    /// Writes one packet for the guest; false if there is none after all.
+    pub fn next_packet(&mut self, writer: &mut Writer<'_>) -> bool {
+        if let Some(header) = self.stray_resets.pop_front() {
+            writer.write(&header.to_bytes());
+            return true;
+        }
+        while let Some(token) = self.ready.pop_front() {
+            let Some(connection) = self.connections.get(token) else { continue };
+            connection.queued = false;
+            let Some(sent) = connection.produce(writer, self.guest_cid) else { continue };
+            let over = connection.is_over();
+            match sent {
+                op::RST => self.connections.remove(token),
+                op::SHUTDOWN if over => self.wait(token),
+                _ => {}
+            }
+            self.enqueue(token);
+            return true;
+        }
+        false
+    }
+
+    /// The next time at which something takes too long.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadlines.front().map(|(time, _)| *time)
+    }
+
+    /// Gives up on what took too long.
+    pub fn timeout(&mut self) {
+        let now = Instant::now();
+        while let Some(&(time, token)) = self.deadlines.front().filter(|(time, _)| *time <= now) {
+            self.deadlines.pop_front();
+            let Some(connection) = self.connections.get(token) else { continue };
+            // A later wait of the same connection has an entry of its own.
+            if connection.due != Some(time) {
+                continue;
+            }
+            match connection.phase {
+                Phase::Greeting(_) => self.connections.remove(token),
+                Phase::Requested => self.reset(token),
+                // The guest knows that it is over, so no answer is needed.
+                Phase::Established if connection.is_over() => self.connections.remove(token),
+                Phase::Established => {}
+            }
+        }
+    }
+
+    fn add_greeting(&mut self, watch: &Watch, stream: UnixStream) {
+        let bytes = self.connections.buffer_bytes();
+        let connection = Connection::new(stream, 0, 0, Phase::Greeting(Vec::new()), bytes);
+        if let Some(token) = self.add(watch, connection) {
+            self.wait(token);
+        }
+    }
+
+    fn add(&mut self, watch: &Watch, connection: Connection) -> Option<Token> {
+        connection.stream.set_nonblocking(true).ok()?;
+        let fd = connection.stream.as_raw_fd();
+        let token = self.connections.add(connection);
+        let events = EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
+        if watch.add(&fd, events, token.0).is_err() {
+            self.connections.remove(token);
+            return None;
+        }
+        Some(token)
+    }
+
+    fn read_greeting(&mut self, token: Token) {
+        let Some(connection) = self.connections.get(token) else { return };
+        let Some(port) = connection.read_greeting() else { return };
+        let Ok(guest) = port else { return self.connections.remove(token) };
+        let host = self.connections.local_port(guest);
+        if !self.connections.name(token, Ports { host, guest }) {
+            return self.connections.remove(token);
+        }
+        let Some(connection) = self.connections.get(token) else { return };
+        connection.host_port = host;
+        connection.guest_port = guest;
+        connection.phase = Phase::Requested;
+        connection.pending.request = true;
+        self.enqueue(token);
+        self.wait(token);
+    }
+
+    /// The guest wants to connect to a port of the host.
+    fn connect(&mut self, watch: &Watch, header: &Header) {
+        let mut path = self.path.clone().into_os_string();
+        path.push(format!("_{}", header.dst_port));
+        if self.connections.is_full() {
+            return self.reset_stray(header);
+        }
+        let Ok(stream) = sys::connect_unix(path.as_ref()) else { return self.reset_stray(header) };
+        let bytes = self.connections.buffer_bytes();
+        let mut connection = Connection::new(stream, header.dst_port, header.src_port, Phase::Established, bytes);
+        connection.update_credit(header);
+        connection.pending.response = true;
+        let ports = Ports { host: header.dst_port, guest: header.src_port };
+        match self.add(watch, connection) {
+            Some(token) if self.connections.name(token, ports) => self.enqueue(token),
+            _ => self.reset_stray(header),
+        }
+    }
+
+    fn packet_for(&mut self, token: Token, header: &Header, reader: &mut Reader<'_>) {
+        let Some(connection) = self.connections.get(token) else { return };
+        connection.update_credit(header);
+        let established = connection.phase == Phase::Established;
+        match header.op {
+            op::RESPONSE if connection.phase == Phase::Requested => {
+                if connection.welcome().is_err() {
+                    return self.reset(token);
+                }
+            }
+            op::RW if established => {
+                if connection.receive(reader).is_err() {
+                    self.counters.errors.add(1);
+                    return self.reset(token);
+                }
+            }
+            op::SHUTDOWN if established => {
+                if connection.shut_down(header.flags) == Fate::Finished {
+                    return self.reset(token);
+                }
+            }
+            op::RST if established => return self.orphan(token),
+            op::RST => return self.connections.remove(token),
+            op::CREDIT_UPDATE => {}
+            op::CREDIT_REQUEST => connection.pending.credit_update = true,
+            _ => return self.reset(token),
+        }
+        self.enqueue(token);
+    }
+
+    /// Everything is delivered, after the guest has shut down both directions.
+    fn finish(&mut self, token: Token) {
+        match self.connections.get(token) {
+            Some(connection) if connection.orphan => self.connections.remove(token),
+            _ => self.reset(token),
+        }
+    }
+
+    /// The guest has forgotten the connection. What it sent before still goes to the host process.
+    fn orphan(&mut self, token: Token) {
+        let Some(connection) = self.connections.get(token) else { return };
+        if connection.shut_down(SHUTDOWN_BOTH) == Fate::Finished {
+            return self.connections.remove(token);
+        }
+        connection.orphan = true;
+        self.connections.unname(token);
+    }
+
+    /// Ends a connection from this side.
+    fn reset(&mut self, token: Token) {
+        if let Some(connection) = self.connections.get(token) {
+            connection.pending.reset = true;
+            self.enqueue(token);
+        }
+    }
+
+    /// Answers a packet that belongs to no connection.
+    fn reset_stray(&mut self, header: &Header) {
+        if header.op == op::RST || self.stray_resets.len() >= MAX_STRAY_RESETS {
+            return;
+        }
+        self.stray_resets.push_back(Header {
+            src_cid: header.dst_cid,
+            dst_cid: self.guest_cid,
+            src_port: header.dst_port,
+            dst_port: header.src_port,
+            kind: header.kind,
+            op: op::RST,
+            ..Header::default()
+        });
+    }
+
+    fn enqueue(&mut self, token: Token) {
+        let Some(connection) = self.connections.get(token) else { return };
+        if !connection.queued && !connection.orphan && connection.has_work() {
+            connection.queued = true;
+            self.ready.push_back(token);
+        }
+    }
+
+    fn wait(&mut self, token: Token) {
+        let due = Instant::now() + PATIENCE;
+        if let Some(connection) = self.connections.get(token) {
+            connection.due = Some(due);
+            self.deadlines.push_back((due, token));
+        }
+    }
+}
