@@ -11,6 +11,7 @@ mkdir -p "$work/root/bin" "$work/files"
 cp "$(command -v busybox)" "$work/root/bin/busybox"
 gcc -O1 -static -o "$work/root/bin/check" "$here/check.c"
 # A 32-bit program without a library: exit(42).
+# shellcheck disable=SC2016  # assembler
 printf '.globl _start\n_start: mov $1, %%eax\nmov $42, %%ebx\nint $0x80\n' |
   gcc -m32 -nostdlib -static -x assembler -o "$work/root/i386" -
 echo hello >"$work/files/hello"

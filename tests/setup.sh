@@ -6,8 +6,8 @@ set -euo pipefail
 # package | what for
 packages=$(cat <<'LIST'
 build-essential    | C compiler and make: guest kernel, testbed, C code in Rust crates
-pkg-config         | finds libelf and zlib for the guest agent's device filter
-libelf-dev         | guest kernel (objtool); guest agent (BPF device filter)
+pkg-config         | guest kernel: finds libelf
+libelf-dev         | guest kernel (objtool)
 libseccomp-dev     | guest agent: seccomp filters of containers, linked statically
 linux-source-6.12  | source of the guest kernel
 xz-utils           | unpacks the kernel source
