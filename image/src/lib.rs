@@ -23,6 +23,8 @@ mod registry;
 mod source;
 mod store;
 mod tar;
+#[cfg(test)]
+mod testing;
 mod tree;
 
 pub use digest::{Digest, DigestError};

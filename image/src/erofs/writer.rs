@@ -119,6 +119,7 @@ impl Writer<'_> {
         let mut space = MetadataSpace::new(ROOT_OFFSET);
         let mut next_block = u64::from(self.area.next_block()?);
         let mut plan = std::mem::take(&mut self.plan);
+        let mut end = 0;
         for planned in &mut plan {
             let node = self.tree.node(planned.node);
             planned.size = self.size(planned.node);
@@ -143,9 +144,11 @@ impl Writer<'_> {
                 Content::Fifo | Content::Socket => {}
             }
             planned.offset = space.allocate(inode_bytes + planned.tail_bytes);
+            end = end.max(planned.offset + (inode_bytes + planned.tail_bytes) as u64);
         }
         self.plan = plan;
-        Ok(space.blocks())
+        // fsck.erofs 1.5 reads an attribute header after every inode, also after the last one without any.
+        Ok(space.blocks().max((end + SLOT_BYTES as u64).div_ceil(BLOCK)))
     }
 
     fn size(&self, id: NodeId) -> u64 {

@@ -14,7 +14,7 @@ pub(super) struct Header {
 impl Header {
     pub(super) fn parse(block: [u8; BLOCK]) -> Result<Self, TarError> {
         let header = Header { block };
-        let stored = header.octal(148, 8, "checksum")?;
+        let stored = octal(header.slice(148, 8)).ok_or(TarError::Checksum)?;
         let counted = |index: usize, byte: u8| if (148..156).contains(&index) { b' ' } else { byte };
         let unsigned: u64 = block.iter().enumerate().map(|(index, byte)| u64::from(counted(index, *byte))).sum();
         // Some historic writers summed signed bytes.
@@ -107,10 +107,6 @@ impl Header {
 
     fn number(&self, offset: usize, length: usize, field: &'static str) -> Result<i64, TarError> {
         number(self.slice(offset, length)).ok_or(TarError::Number(field))
-    }
-
-    fn octal(&self, offset: usize, length: usize, field: &'static str) -> Result<u64, TarError> {
-        octal(self.slice(offset, length)).ok_or(TarError::Number(field))
     }
 
     /// A NUL-terminated text field.

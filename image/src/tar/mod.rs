@@ -8,6 +8,8 @@
 mod header;
 mod pax;
 mod sparse;
+#[cfg(test)]
+mod tar_test;
 
 use std::io::{Read, Seek};
 

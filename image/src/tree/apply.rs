@@ -11,7 +11,7 @@ use crate::tar::{Chunk, Entry, EntryKind, TarError, TarReader};
 
 /// Why a layer can't be applied; [`ApplyError::entry`] says at which entry.
 #[derive(Debug, thiserror::Error)]
-#[error("Entry {entry:?} cannot be unpacked")]
+#[error("Entry \"{entry}\" cannot be unpacked")]
 pub struct ApplyError {
     /// Path of the entry, shortened and without control characters; the last good one if the archive is damaged.
     pub entry: String,

@@ -4,6 +4,8 @@
 
 pub(crate) mod apply;
 mod resolve;
+#[cfg(test)]
+mod tree_test;
 pub(crate) mod walk;
 
 use std::collections::BTreeMap;
@@ -31,16 +33,16 @@ pub enum TreeError {
     #[error("The path of {0} bytes is too long")]
     PathTooLong(usize),
     /// A parent is a file or another non-directory.
-    #[error("The parent {0:?} is not a directory")]
+    #[error("The parent \"{0}\" is not a directory")]
     ParentNotDirectory(String),
     /// Symlinks in the parent path lead in a circle or too far.
     #[error("Too many symbolic links or components in the path")]
     TooManyLinks,
     /// A hard link's target doesn't exist.
-    #[error("The hard link's target {0:?} does not exist")]
+    #[error("The hard link's target \"{0}\" does not exist")]
     LinkTargetMissing(String),
     /// A hard link to a directory.
-    #[error("The hard link's target {0:?} is a directory")]
+    #[error("The hard link's target \"{0}\" is a directory")]
     LinkToDirectory(String),
     /// A symlink without target or with one longer than a path can be.
     #[error("The symbolic link's target of {0} bytes is empty, too long or has a NUL byte")]
