@@ -19,6 +19,7 @@ use crate::loader::{self, LoadError, LoadedKernel};
 use crate::memory::{self, ConfigPages, GuestRam, MemoryError};
 use crate::pci::{PciError, PciRoot, PlugError};
 use crate::report::BootPhase;
+use crate::resident::ResidentMemory;
 use crate::vcpu::{Gate, VcpuContext, VcpuThread};
 use crate::virtio::blk::{Block, BlockConfig, BlockError};
 use crate::virtio::console::Console;
@@ -113,8 +114,9 @@ pub fn build(config: &VmConfig, mut on_phase: impl FnMut(BootPhase)) -> Result<V
         console,
         gate: Gate::new(),
     });
+    let resident = ResidentMemory::new(memory::host_ranges(&ram.memory())).map_err(host("/proc/self/smaps"))?;
     let vcpus = start_vcpus(&system, &kvm, vcpu_count, &kernel, &context)?;
-    Ok(Vm::new(kvm, context, vcpus, devices, config.machine_config.mem_size_mib))
+    Ok(Vm::new(kvm, context, vcpus, devices, config.machine_config.mem_size_mib, resident))
 }
 
 fn host(what: &'static str) -> impl FnOnce(io::Error) -> BuildError {
@@ -219,7 +221,16 @@ fn set_up_vcpu(
     tsc_deadline: bool,
     kernel: &LoadedKernel,
 ) -> Result<(), BuildError> {
-    vcpu.set_cpuid(&cpuid::for_vcpu(supported, topology, tsc_deadline)?)?;
+    let cpuid = cpuid::for_vcpu(supported, topology, tsc_deadline)?;
+    vcpu.set_cpuid(&cpuid)?;
+    // The guest will enable all states that it finds. A host whose hardware doesn't trap that write (QEMU's emulated SVM) would lose it
+    // at the next exit, so it is KVM's value from the start.
+    let states = cpuid::extended_states(&cpuid);
+    if states != 0
+        && let Err(error) = vcpu.set_xcr0(states)
+    {
+        eprintln!("hull-vmm: {error} with {states:#x}: {}; going on with its reset value", error.source);
+    }
     for (index, value) in msr::START_VALUES {
         if !vcpu.set_msr(*index, *value)? {
             eprintln!("hull-vmm: KVM refuses MSR {index:#x}; going on with its reset value");

@@ -6,6 +6,7 @@
 use std::fs;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use nix::dir::{Dir, Type};
 use nix::fcntl::{AtFlags, OFlag};
@@ -16,21 +17,29 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 const MAX_ENTRIES: usize = 4096;
 
 /// Files to remove when the monitor ends.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub struct Cleanup {
-    /// Sockets that this monitor made.
-    pub sockets: Vec<PathBuf>,
-    /// Directory of the front door, removed when the front door is gone.
-    pub runtime_dir: Option<PathBuf>,
+    sockets: Mutex<Vec<PathBuf>>,
+    runtime_dir: Option<PathBuf>,
 }
 
 impl Cleanup {
+    /// Nothing to remove yet, except the front door's directory if the front door goes away.
+    pub fn new(runtime_dir: Option<PathBuf>) -> Self {
+        Self { sockets: Mutex::default(), runtime_dir }
+    }
+
+    /// Notes a socket that this monitor has made.
+    pub fn add_socket(&self, path: &Path) {
+        self.sockets.lock().unwrap_or_else(PoisonError::into_inner).push(path.to_owned());
+    }
+
     /// Removes the sockets.
     pub fn sockets(&self) {
-        for path in &self.sockets {
+        for path in self.sockets.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             // Only a socket: someone may have put something else there.
-            if fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket()) {
-                let _ = fs::remove_file(path);
+            if fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.file_type().is_socket()) {
+                let _ = fs::remove_file(&path);
             }
         }
     }
@@ -82,7 +91,7 @@ mod tests {
         fs::create_dir(&dir).unwrap();
         fs::write(dir.join("state.json"), "{}").unwrap();
         let _listener = UnixListener::bind(dir.join("vsock")).unwrap();
-        Cleanup { sockets: vec![], runtime_dir: Some(dir.clone()) }.everything();
+        Cleanup::new(Some(dir.clone())).everything();
         assert!(!dir.exists());
     }
 
@@ -96,12 +105,14 @@ mod tests {
         fs::write(other.join("precious"), "x").unwrap();
         fs::write(dir.join("sub/file"), "x").unwrap();
         symlink(other.join("precious"), dir.join("link")).unwrap();
-        Cleanup { sockets: vec![dir.join("link")], runtime_dir: Some(dir.clone()) }.everything();
+        let cleanup = Cleanup::new(Some(dir.clone()));
+        cleanup.add_socket(&dir.join("link"));
+        cleanup.everything();
         assert!(other.join("precious").exists() && dir.join("sub/file").exists());
 
         let link = base.path().join("link-to-other");
         symlink(&other, &link).unwrap();
-        Cleanup { sockets: vec![], runtime_dir: Some(link) }.everything();
+        Cleanup::new(Some(link)).everything();
         assert!(other.join("precious").exists(), "a link in place of the directory is not followed");
     }
 
@@ -111,7 +122,10 @@ mod tests {
         let (file, socket) = (base.path().join("file"), base.path().join("socket"));
         fs::write(&file, "x").unwrap();
         drop(UnixListener::bind(&socket).unwrap());
-        Cleanup { sockets: vec![file.clone(), socket.clone()], runtime_dir: None }.sockets();
+        let cleanup = Cleanup::new(None);
+        cleanup.add_socket(&file);
+        cleanup.add_socket(&socket);
+        cleanup.sockets();
         assert!(file.exists() && !socket.exists());
     }
 }

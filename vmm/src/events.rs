@@ -50,6 +50,14 @@ impl EventStream {
         self.file.as_ref().map(AsRawFd::as_raw_fd)
     }
 
+    /// Whether the other end is closed: the front door is gone.
+    pub fn is_hung_up(&self) -> bool {
+        let Some(file) = &self.file else { return false };
+        let gone = PollFlags::POLLHUP | PollFlags::POLLERR;
+        let mut fds = [PollFd::new(file.as_fd(), PollFlags::empty())];
+        matches!(poll(&mut fds, PollTimeout::ZERO), Ok(1)) && fds.iter().any(|fd| fd.revents().is_some_and(|r| r.intersects(gone)))
+    }
+
     /// Records a phase and tells the front door.
     pub fn phase(&self, phase: BootPhase) {
         let at_ns = monotonic_ns();
@@ -163,8 +171,10 @@ mod tests {
     #[test]
     fn a_reader_that_left_is_no_error() {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        drop(theirs);
         let events = EventStream::over(ours.into()).unwrap();
+        assert!(!events.is_hung_up());
+        drop(theirs);
+        assert!(events.is_hung_up());
         events.phase(BootPhase::MemoryReady);
         events.exited(report());
     }

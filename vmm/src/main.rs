@@ -13,6 +13,7 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use hull_vmm::cleanup::Cleanup;
 use hull_vmm::config::{self, VmConfig};
+use hull_vmm::control::{Api, ControlServer};
 use hull_vmm::event_loop::{self, Outcome};
 use hull_vmm::events::EventStream;
 use hull_vmm::report::{BootPhase, ExitCause, ExitReport};
@@ -34,6 +35,12 @@ const EXIT_STATUS: &str = "Exit status of run: 0 the guest powered off or was st
 enum Command {
     /// Run a VM until it ends
     Run(RunArgs),
+    /// Tell whether this host can run VMs; exit status 0 only if it can
+    Probe {
+        /// Print a JSON object
+        #[arg(long)]
+        json: bool,
+    },
     /// Tell whether a configuration is valid
     CheckConfig {
         /// JSON file
@@ -75,6 +82,7 @@ fn vm_name(text: &str) -> Result<String, String> {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => return run(args),
+        Command::Probe { json } => return probe(json),
         Command::CheckConfig { file } => check_config(&file),
     };
     match result {
@@ -84,6 +92,17 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn probe(json: bool) -> ExitCode {
+    let report = hull_vmm::probe::probe();
+    if json {
+        // The report has nothing that JSON can't say.
+        println!("{}", serde_json::to_string_pretty(&report).unwrap_or_default());
+    } else {
+        print!("{}", report.to_text());
+    }
+    if report.can_run_guests { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn check_config(path: &PathBuf) -> Result<()> {
@@ -119,16 +138,10 @@ fn run(args: RunArgs) -> ExitCode {
         }
     };
     events.phase(BootPhase::MonitorStarted);
+    let cleanup = Arc::new(Cleanup::new(args.runtime_dir.clone()));
     let config = match read_config(&args.source) {
         Ok(config) => config,
-        Err(error) => return fail_start(&events, error.as_ref()),
-    };
-    let cleanup = Cleanup {
-        sockets: [config.control_socket.clone(), config.vsock.as_ref().map(|vsock| vsock.uds_path.clone())]
-            .into_iter()
-            .flatten()
-            .collect(),
-        runtime_dir: args.runtime_dir.clone(),
+        Err(error) => return fail_start(&events, &cleanup, error.as_ref()),
     };
     end_process_on_panic(events.clone(), cleanup.clone());
     match run_vm(&config, &args, &events, &cleanup) {
@@ -140,7 +153,7 @@ fn run(args: RunArgs) -> ExitCode {
             events.exited(report);
             code
         }
-        Err(error) => fail_start(&events, error.as_ref()),
+        Err(error) => fail_start(&events, &cleanup, error.as_ref()),
     }
 }
 
@@ -151,14 +164,23 @@ fn open_events(number: Option<RawFd>) -> Result<EventStream> {
 }
 
 /// Builds the VM and runs it to its end.
-fn run_vm(config: &VmConfig, args: &RunArgs, events: &EventStream, cleanup: &Cleanup) -> Result<ExitReport> {
+fn run_vm(config: &VmConfig, args: &RunArgs, events: &Arc<EventStream>, cleanup: &Cleanup) -> Result<ExitReport> {
     event_loop::block_stop_signals().context("signals")?;
+    let control = config.control_socket.as_deref().map(ControlServer::bind).transpose()?;
+    if let Some(path) = &config.control_socket {
+        cleanup.add_socket(path);
+    }
     let vm = builder::build(config, |phase| events.phase(phase))?;
+    if let Some(vsock) = &config.vsock {
+        cleanup.add_socket(&vsock.uds_path);
+    }
     let vm = Rc::new(RefCell::new(vm));
     vm.borrow_mut().start()?;
     events.phase(BootPhase::GuestEntered);
-    let outcome = event_loop::run(&vm, events.raw_fd(), None);
-    let _ = &args.id;
+    let control = control.map(|server| {
+        server.serve(Api { vm: vm.clone(), events: events.clone(), id: args.id.clone() })
+    });
+    let outcome = event_loop::run(&vm, events.raw_fd(), control);
     let (ending, front_door_gone) = match outcome {
         Ok(Outcome::Ended(ending)) => (ending, false),
         Ok(Outcome::FrontDoorGone) => {
@@ -178,13 +200,18 @@ fn run_vm(config: &VmConfig, args: &RunArgs, events: &EventStream, cleanup: &Cle
     Ok(report)
 }
 
-fn fail_start(events: &EventStream, error: &(dyn Error + 'static)) -> ExitCode {
+fn fail_start(events: &EventStream, cleanup: &Cleanup, error: &(dyn Error + 'static)) -> ExitCode {
     complain(error);
     events.exited(ExitReport {
         cause: ExitCause::StartFailed,
         message: one_line(error),
         console_tail: String::new(),
     });
+    if events.is_hung_up() {
+        cleanup.everything();
+    } else {
+        cleanup.sockets();
+    }
     exit_code(ExitCause::StartFailed)
 }
 
@@ -209,7 +236,7 @@ fn one_line(error: &(dyn Error + 'static)) -> String {
 }
 
 /// A panic in any thread ends the process, with an event, and without sockets left behind.
-fn end_process_on_panic(events: Arc<EventStream>, cleanup: Cleanup) {
+fn end_process_on_panic(events: Arc<EventStream>, cleanup: Arc<Cleanup>) {
     std::panic::set_hook(Box::new(move |info| {
         let message = format!("hull-vmm panicked: {}", info.to_string().replace('\n', " "));
         eprintln!("hull-vmm: {message}");

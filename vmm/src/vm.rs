@@ -12,6 +12,7 @@ use crate::console::ConsoleLog;
 use crate::kvm::KvmVm;
 use crate::pci::PciRoot;
 use crate::report::{ExitCause, ExitReport};
+use crate::resident::{MemoryStats, ResidentMemory};
 use crate::vcpu::{ExitCounts, Turn, VcpuContext, VcpuThread};
 
 /// A vCPU leaves the guest within microseconds, except when its thread is in a device or the host is overloaded.
@@ -117,6 +118,7 @@ pub struct Vm {
     vcpus: Vec<VcpuThread>,
     devices: Arc<PciRoot>,
     mem_size_mib: u32,
+    resident: ResidentMemory,
     /// Closed last.
     _kvm: KvmVm,
 }
@@ -129,8 +131,9 @@ impl Vm {
         vcpus: Vec<VcpuThread>,
         devices: Arc<PciRoot>,
         mem_size_mib: u32,
+        resident: ResidentMemory,
     ) -> Self {
-        Self { state: VmState::Created, context, vcpus, devices, mem_size_mib, _kvm: kvm }
+        Self { state: VmState::Created, context, vcpus, devices, mem_size_mib, resident, _kvm: kvm }
     }
 
     /// Where the VM is in its life.
@@ -216,6 +219,11 @@ impl Vm {
                 kvm: vcpu.kvm_statistics().into_iter().filter(|(_, value)| *value > 0).collect(),
             })
             .collect()
+    }
+
+    /// Resident memory of the process.
+    pub fn memory_stats(&self) -> MemoryStats {
+        self.resident.read().unwrap_or_default()
     }
 
     /// The report for the front door: the console's tail belongs to it when the guest did not end on its own accord.

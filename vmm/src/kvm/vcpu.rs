@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 
 use kvm_bindings::{
     CpuId, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_IO, KVM_EXIT_IO_OUT, Msrs, kvm_msr_entry, kvm_regs, kvm_run, kvm_sregs,
+    kvm_xcr, kvm_xcrs,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
@@ -88,6 +89,13 @@ impl KvmVcpu {
         let msrs = Msrs::from_entries(&[kvm_msr_entry { index, data, ..Default::default() }])
             .map_err(|_| KvmError::of("KVM_SET_MSRS")(kvm_ioctls::Error::new(libc::EINVAL)))?;
         Ok(self.fd.set_msrs(&msrs).map_err(KvmError::of("KVM_SET_MSRS"))? == 1)
+    }
+
+    /// Sets XCR0, which enables extended processor states.
+    pub fn set_xcr0(&self, value: u64) -> Result<(), KvmError> {
+        let mut xcrs = kvm_xcrs { nr_xcrs: 1, ..Default::default() };
+        xcrs.xcrs[0] = kvm_xcr { xcr: 0, value, ..Default::default() };
+        self.fd.set_xcrs(&xcrs).map_err(KvmError::of("KVM_SET_XCRS"))
     }
 
     /// Reads general registers.

@@ -46,6 +46,15 @@ pub fn for_vcpu(supported: &CpuId, topology: Topology, tsc_deadline: bool) -> Re
     CpuId::from_entries(&entries).map_err(|_| CpuidError)
 }
 
+/// Extended processor states that a CPUID offers: the value of XCR0 with all of them; 0 without XSAVE.
+pub fn extended_states(cpuid: &CpuId) -> u64 {
+    cpuid
+        .as_slice()
+        .iter()
+        .find(|entry| entry.function == 0xd && entry.index == 0)
+        .map_or(0, |entry| u64::from(entry.edx) << 32 | u64::from(entry.eax))
+}
+
 /// Leaves that all vendors share.
 fn adapt(entry: &mut kvm_cpuid_entry2, topology: Topology, tsc_deadline: bool) {
     match entry.function {

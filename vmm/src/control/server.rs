@@ -1,0 +1,202 @@
+//! Connections of the control socket: non-blocking, bounded in number, size and time.
+
+use std::collections::HashMap;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use event_manager::{EventOps, Events, MutEventSubscriber};
+use nix::sys::stat::{Mode, umask};
+use thiserror::Error;
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::timerfd::TimerFd;
+
+use super::http::{self, MAX_REQUEST_BYTES, Refusal, Response};
+use super::routes::Api;
+
+/// Clients at the same time.
+const MAX_CONNECTIONS: usize = 16;
+/// A client that says nothing for so long is dropped.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
+/// Answers that a client doesn't read.
+const MAX_UNSENT_BYTES: usize = 1 << 20;
+
+/// The control socket can't be made.
+#[derive(Debug, Error)]
+#[error("Can't listen at control socket {}", path.display())]
+pub struct ControlError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// A bound control socket, for the time before there is a VM.
+pub struct ControlServer {
+    listener: UnixListener,
+    timer: TimerFd,
+    connections: HashMap<RawFd, Connection>,
+    api: Option<Api>,
+}
+
+impl ControlServer {
+    /// Binds the socket; only the owner may connect. Call it before threads exist: it changes the process's umask for a moment.
+    pub fn bind(path: &Path) -> Result<Self, ControlError> {
+        let fail = |source| ControlError { path: path.to_owned(), source };
+        let before = umask(Mode::S_IRWXG | Mode::S_IRWXO);
+        let listener = UnixListener::bind(path);
+        umask(before);
+        let listener = listener.map_err(fail)?;
+        listener.set_nonblocking(true).map_err(fail)?;
+        let timer = TimerFd::new().map_err(|e| fail(io::Error::from_raw_os_error(e.errno())))?;
+        Ok(Self { listener, timer, connections: HashMap::new(), api: None })
+    }
+
+    /// Tells the server whom to ask.
+    pub fn serve(mut self, api: Api) -> Self {
+        self.api = Some(api);
+        self
+    }
+
+    fn accept(&mut self, ops: &mut EventOps) {
+        // Errors are clients that left already, or too many open files: nothing to do here.
+        let Ok((mut stream, _)) = self.listener.accept() else { return };
+        if stream.set_nonblocking(true).is_err() {
+            return;
+        }
+        if self.connections.len() >= MAX_CONNECTIONS {
+            let _ = stream.write(&Response::fault(503, "Too many connections").to_bytes(false));
+            return;
+        }
+        let fd = stream.as_raw_fd();
+        if ops.add(Events::new_raw(fd, EventSet::IN)).is_ok() {
+            self.connections.insert(fd, Connection::new(stream));
+            let _ = self.timer.reset(CHECK_INTERVAL, Some(CHECK_INTERVAL));
+        }
+    }
+
+    fn drop_idle(&mut self, ops: &mut EventOps) {
+        let _ = self.timer.wait();
+        let now = Instant::now();
+        let idle: Vec<_> = self
+            .connections
+            .iter()
+            .filter(|(_, connection)| now.duration_since(connection.last_active) > IDLE_TIMEOUT)
+            .map(|(fd, _)| *fd)
+            .collect();
+        idle.into_iter().for_each(|fd| self.disconnect(fd, ops));
+    }
+
+    fn disconnect(&mut self, fd: RawFd, ops: &mut EventOps) {
+        // Before the descriptor is closed, so that the manager knows it well enough to forget it.
+        let _ = ops.remove(Events::empty_raw(fd));
+        self.connections.remove(&fd);
+        if self.connections.is_empty() {
+            let _ = self.timer.clear();
+        }
+    }
+}
+
+impl MutEventSubscriber for ControlServer {
+    fn init(&mut self, ops: &mut EventOps) {
+        for fd in [self.listener.as_raw_fd(), self.timer.as_raw_fd()] {
+            if let Err(error) = ops.add(Events::new_raw(fd, EventSet::IN)) {
+                eprintln!("hull-vmm: the control socket doesn't work: {error}");
+            }
+        }
+    }
+
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
+        let fd = events.fd();
+        if fd == self.listener.as_raw_fd() {
+            return self.accept(ops);
+        }
+        if fd == self.timer.as_raw_fd() {
+            return self.drop_idle(ops);
+        }
+        let (Some(connection), Some(api)) = (self.connections.get_mut(&fd), &self.api) else { return };
+        match connection.progress(api) {
+            Progress::Closed => self.disconnect(fd, ops),
+            Progress::WantsRead => drop(ops.modify(Events::new_raw(fd, EventSet::IN))),
+            Progress::WantsWrite => drop(ops.modify(Events::new_raw(fd, EventSet::OUT))),
+        }
+    }
+}
+
+struct Connection {
+    stream: UnixStream,
+    input: Vec<u8>,
+    output: Vec<u8>,
+    closing: bool,
+    last_active: Instant,
+}
+
+enum Progress {
+    WantsRead,
+    WantsWrite,
+    Closed,
+}
+
+impl Connection {
+    fn new(stream: UnixStream) -> Self {
+        Self { stream, input: Vec::new(), output: Vec::new(), closing: false, last_active: Instant::now() }
+    }
+
+    /// Reads, answers and writes as far as it goes without waiting. One read a call: other events have their turn.
+    fn progress(&mut self, api: &Api) -> Progress {
+        self.last_active = Instant::now();
+        if self.output.is_empty() && !self.read() {
+            return Progress::Closed;
+        }
+        self.answer(api);
+        if !self.write() || (self.closing && self.output.is_empty()) {
+            return Progress::Closed;
+        }
+        if self.output.is_empty() { Progress::WantsRead } else { Progress::WantsWrite }
+    }
+
+    fn read(&mut self) -> bool {
+        let mut chunk = [0; 8192];
+        match self.stream.read(&mut chunk) {
+            Ok(0) => false,
+            Ok(count) => {
+                self.input.extend_from_slice(chunk.get(..count).unwrap_or_default());
+                true
+            }
+            Err(error) => matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted),
+        }
+    }
+
+    fn answer(&mut self, api: &Api) {
+        while !self.closing && self.output.len() < MAX_UNSENT_BYTES {
+            match http::parse(&self.input) {
+                Ok(None) if self.input.len() <= MAX_REQUEST_BYTES => return,
+                Ok(None) => self.refuse(&Refusal { status: 413, problem: "The request is too long".to_owned() }),
+                Ok(Some((request, used))) => {
+                    self.input.drain(..used);
+                    self.closing = !request.keep_alive;
+                    self.output.extend(api.answer(&request).to_bytes(request.keep_alive));
+                }
+                Err(refusal) => self.refuse(&refusal),
+            }
+        }
+    }
+
+    fn refuse(&mut self, refusal: &Refusal) {
+        self.closing = true;
+        self.output.extend(Response::fault(refusal.status, &refusal.problem).to_bytes(false));
+    }
+
+    fn write(&mut self) -> bool {
+        while !self.output.is_empty() {
+            match self.stream.write(&self.output) {
+                Ok(count) => drop(self.output.drain(..count)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return false,
+            }
+        }
+        true
+    }
+}
