@@ -12,3 +12,6 @@ pub mod sys;
 pub mod transport;
 pub mod vsock;
 pub mod worker;
+
+#[cfg(test)]
+pub mod testing;
