@@ -21,8 +21,9 @@ cp "$here/check-init" "$work/root/init"
 chmod 755 "$work/root/init"
 (cd "$work/root" && find . | cpio --quiet -o -H newc) >"$work/initramfs"
 
-# Emulation has no KVM clock, so that this machine keeps the timer chip of a PC.
-timeout 60 qemu-system-x86_64 -M microvm,pcie=on,acpi=on -accel tcg -cpu max -m 512 -smp 2 \
+# Emulation has no KVM clock, so that this machine keeps the timer chip of a PC. Time is counted in instructions: on a
+# busy host the kernel would otherwise fail to find out how fast its processor is.
+timeout 60 qemu-system-x86_64 -M microvm,pcie=on,acpi=on -accel tcg,thread=single -icount shift=0 -cpu max -m 512 -smp 2 \
   -nodefaults -no-user-config -nographic -no-reboot -serial none -monitor none \
   -device virtio-serial-pci -chardev "file,id=log,path=$work/log" -device virtconsole,chardev=log \
   -kernel "$1" -initrd "$work/initramfs" -append "console=hvc0 loglevel=4 reboot=t panic=-1" </dev/null || true
