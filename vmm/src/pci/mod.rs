@@ -24,3 +24,6 @@ pub trait ConfigSpaceMemory: Send + Sync {
     /// outside of the pages is dropped.
     fn store(&self, offset: usize, data: &[u8]);
 }
+
+#[cfg(test)]
+mod pci_test;

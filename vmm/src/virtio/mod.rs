@@ -15,3 +15,12 @@ pub mod worker;
 
 #[cfg(test)]
 pub mod testing;
+
+#[cfg(test)]
+mod hostile_test;
+#[cfg(test)]
+mod queue_test;
+#[cfg(test)]
+mod simple_test;
+#[cfg(test)]
+mod transport_test;

@@ -11,7 +11,6 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -404,6 +403,11 @@ impl DriverQueue {
         }
     }
 
+    /// The machine that it is in.
+    pub fn machine(&self) -> &Arc<Machine> {
+        &self.machine
+    }
+
     /// Writes a raw descriptor.
     pub fn descriptor(&self, index: u16, address: u64, len: u32, flags: u16, next: u16) {
         let mut bytes = address.to_le_bytes().to_vec();
@@ -488,10 +492,4 @@ impl DriverQueue {
 /// Number of the process's open file descriptors.
 pub fn open_files() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
-}
-
-/// Readiness of a file descriptor, for tests of doorbells.
-pub fn is_rung(doorbell: &EventFd) -> bool {
-    let _ = doorbell.as_raw_fd();
-    doorbell.read().is_ok()
 }

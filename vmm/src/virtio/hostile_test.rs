@@ -1,0 +1,139 @@
+//! Drivers that do anything: whatever they do, nothing panics or hangs, and a reset makes the device work again.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation, reason = "tests")]
+
+use std::path::Path;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use super::blk::{Block, BlockConfig};
+use super::console::{Console, ConsoleSink};
+use super::device::VirtioDevice;
+use super::rng::Rng;
+use super::testing::{Driver, Machine};
+use super::vsock::Vsock;
+
+struct Nowhere;
+
+impl ConsoleSink for Nowhere {
+    fn write(&mut self, _bytes: &[u8]) {}
+}
+
+fn device(kind: usize, directory: &Path) -> Box<dyn VirtioDevice> {
+    match kind {
+        0 => Box::new(Rng::new()),
+        1 => Box::new(Console::new(Box::new(Nowhere))),
+        2 => Box::new(Vsock::new(3, &directory.join("v")).unwrap()),
+        _ => {
+            let path = directory.join("disk");
+            std::fs::write(&path, [0; 65536]).unwrap();
+            Box::new(Block::new(&BlockConfig { path, id: "d".to_owned(), read_only: false }).unwrap())
+        }
+    }
+}
+
+/// One thing that a driver does.
+#[derive(Debug, Clone)]
+enum Act {
+    Config(usize, Vec<u8>),
+    Register(u64, Vec<u8>),
+    Doorbell(u64, Vec<u8>),
+    Descriptor { queue: usize, index: u16, address: u64, len: u32, flags: u16, next: u16 },
+    Offer { queue: usize, head: u16 },
+    AvailableIndex { queue: usize, index: u16 },
+    Garbage { address: u64, bytes: Vec<u8> },
+    Kick(usize),
+    Restart,
+    PauseAndResume,
+}
+
+fn address() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        8 => 0u64..(2 << 20),
+        2 => (32u64 << 20) - 64..(32u64 << 20) + 64,
+        1 => any::<u64>(),
+    ]
+}
+
+fn bytes() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![
+        prop::collection::vec(any::<u8>(), 1),
+        prop::collection::vec(any::<u8>(), 2),
+        prop::collection::vec(any::<u8>(), 4),
+        prop::collection::vec(any::<u8>(), 8),
+    ]
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    let queue = 0..3usize;
+    let small = 0..70u16;
+    prop_oneof![
+        2 => (0..300usize, bytes()).prop_map(|(at, data)| Act::Config(at, data)),
+        3 => (0u64..8192, bytes()).prop_map(|(at, data)| Act::Register(at, data)),
+        3 => (0u64..64, bytes()).prop_map(|(at, data)| Act::Register(at, data)),
+        1 => (0u64..64, bytes()).prop_map(|(at, data)| Act::Doorbell(at, data)),
+        6 => (queue.clone(), small.clone(), address(), prop_oneof![0u32..200, any::<u32>()], 0..8u16, small.clone())
+            .prop_map(|(queue, index, address, len, flags, next)| {
+                Act::Descriptor { queue, index, address, len, flags, next }
+            }),
+        6 => (queue.clone(), small).prop_map(|(queue, head)| Act::Offer { queue, head }),
+        1 => (queue.clone(), any::<u16>()).prop_map(|(queue, index)| Act::AvailableIndex { queue, index }),
+        2 => (0u64..(2 << 20), prop::collection::vec(any::<u8>(), 64))
+            .prop_map(|(address, bytes)| Act::Garbage { address, bytes }),
+        4 => queue.prop_map(Act::Kick),
+        1 => Just(Act::Restart),
+        1 => Just(Act::PauseAndResume),
+    ]
+}
+
+fn perform(machine: &Arc<Machine>, driver: &mut Driver, act: &Act) {
+    let queues = driver.queues.len();
+    match act {
+        Act::Config(at, data) => machine.config_write(driver.slot, *at, data),
+        Act::Register(at, data) => machine.device_write(driver.common + at, data),
+        Act::Doorbell(at, data) => machine.device_write(driver.notify + at, data),
+        Act::Descriptor { queue, index, address, len, flags, next } => {
+            driver.queues[queue % queues].descriptor(*index, *address, *len, *flags, *next);
+        }
+        Act::Offer { queue, head } => driver.queues[queue % queues].offer(*head),
+        Act::AvailableIndex { queue, index } => driver.queues[queue % queues].set_available_index(*index),
+        Act::Garbage { address, bytes } => machine.write(*address, bytes),
+        Act::Kick(queue) => driver.queues[queue % queues].kick(),
+        Act::Restart => restart(machine, driver),
+        Act::PauseAndResume => {
+            machine.root.pause_devices();
+            machine.root.resume_devices();
+        }
+    }
+}
+
+/// What a driver does that is bound anew: BARs back to where they were, decoding on, reset.
+fn restart(machine: &Arc<Machine>, driver: &mut Driver) {
+    machine.config_write(driver.slot, 4, &[0, 0]);
+    machine.config_write(driver.slot, 0x10, &(driver.common as u32).to_le_bytes());
+    machine.config_write(driver.slot, 0x14, &[0; 4]);
+    machine.config_write(driver.slot, 0x18, &(driver.notify as u32).to_le_bytes());
+    machine.config_write(driver.slot, 0x1c, &[0; 4]);
+    machine.config_write(driver.slot, 4, &[6, 4]);
+    driver.start();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, max_shrink_iters: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn nothing_that_a_driver_does_hurts(kind in 0..4usize, acts in prop::collection::vec(act(), 1..60)) {
+        let directory = TempDir::new().unwrap();
+        let machine = Machine::new();
+        let mut driver = machine.plug(device(kind, directory.path()));
+        driver.start();
+        for act in &acts {
+            perform(&machine, &mut driver, act);
+        }
+        restart(&machine, &mut driver);
+        if kind == 0 {
+            prop_assert_eq!(driver.queues[0].request(&[], 16).len(), 16);
+        }
+    }
+}
