@@ -11,6 +11,7 @@ CARGO ?= cargo
 
 cache := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/hull
 release := target/x86_64-unknown-linux-gnu/release
+agent := target/x86_64-unknown-linux-gnu/guest/hull-agent
 # Programs that are installed; the agent goes into the initramfs.
 programs := hull hull-vmm
 # Images for tests and the demonstration: made outside the clone, so that a fresh clone finds them.
@@ -30,7 +31,7 @@ setup: ## Install the Debian packages that are missing (as root; otherwise say w
 
 .PHONY: programs
 programs: setup
-	$(CARGO) build --release --locked --workspace
+	$(CARGO) build --release --locked --workspace --exclude hull-agent
 	@mkdir -p build/bin
 	@for program in $(programs); do install -m 755 "$(release)/$$program" "build/bin/.$$program"; mv "build/bin/.$$program" "build/bin/$$program"; done
 
@@ -40,8 +41,10 @@ kernel: setup
 	@kernel=$$(kernel-config/build.sh); cmp -s "$$kernel" build/lib/hull/vmlinux || install -m 644 "$$kernel" build/lib/hull/vmlinux
 
 .PHONY: initramfs
-initramfs: programs
-	@rootfs/build.sh "$(release)/hull-agent" build/lib/hull/initramfs.cpio
+initramfs: setup
+	$(CARGO) build --profile guest --locked --package hull-agent
+	@mkdir -p build/lib/hull
+	@rootfs/build.sh "$(agent)" build/lib/hull/initramfs.cpio
 
 .PHONY: run
 run: build images ## Build, then run a container in a microVM and look around in it
@@ -55,7 +58,7 @@ images: setup
 test: build images ## All tests: without a VM, then end to end in VMs
 	$(CARGO) test --release --locked --workspace --exclude hull-tests
 	kernel-config/test.sh build/lib/hull/vmlinux
-	rootfs/test.sh "$(release)/hull-agent"
+	rootfs/test.sh "$(agent)"
 	tests/testbed/selftest.sh
 	tests/e2e.sh
 
