@@ -5,6 +5,7 @@
 //! everything is blocking and single-threaded; the process's standard streams are this child's own.
 
 mod create;
+mod detail;
 mod devices;
 mod exec;
 pub mod reply;
@@ -65,6 +66,7 @@ pub fn main(role: Role, mut arguments: impl Iterator<Item = OsString>) -> u8 {
             "the agent's child: {panic}"
         ))));
     }));
+    detail::Details::collect(reporter.clone());
     let result = prepare().and_then(|()| match role {
         Role::Create => create::run(task),
         Role::Exec => exec::run(task, extra.as_deref()),

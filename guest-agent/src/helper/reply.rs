@@ -1,4 +1,4 @@
-//! What the child tells the agent: one line each, "pid 42" or "failed 5 message".
+//! What the child tells the agent: one line each, "pid 42", "failed 5 message" or "detail text".
 
 use std::fmt;
 use std::os::fd::OwnedFd;
@@ -18,6 +18,8 @@ pub const MAX_REPLY_BYTES: usize = 4096;
 pub enum Reply {
     /// The process is there, with this identifier in the root pid namespace.
     Started(Pid),
+    /// More about a failure that follows.
+    Detail(String),
     /// It won't be, or it ended before it executed its command. The first failure counts.
     Failed(Failure),
 }
@@ -41,6 +43,7 @@ impl Reply {
                     message,
                 )))
             }
+            (Some("detail"), Some(text)) => Some(Self::Detail(Failure::internal(text).message)),
             _ => None,
         };
         reply.ok_or_else(|| {
@@ -53,6 +56,7 @@ impl fmt::Display for Reply {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Started(pid) => writeln!(f, "pid {pid}"),
+            Self::Detail(text) => writeln!(f, "detail {}", Failure::internal(text)),
             Self::Failed(failure) => writeln!(f, "failed {} {failure}", failure.code.value()),
         }
     }
@@ -82,7 +86,7 @@ mod tests {
     #[test]
     fn replies_survive_a_round_trip() {
         let failure = Failure::not_found("exec: \"foo\": executable file not found in $PATH");
-        for reply in [Reply::Started(Pid::from_raw(42)), Reply::Failed(failure)] {
+        for reply in [Reply::Started(Pid::from_raw(42)), Reply::Detail("x y".into()), Reply::Failed(failure)] {
             assert_eq!(Reply::parse(reply.to_string().as_bytes()), Ok(reply));
         }
     }

@@ -60,13 +60,16 @@ pub fn prepare(
         .set_readonly(Some(read_only));
     spec.set_root(Some(new_root));
     spec.set_hooks(spec.hooks().as_ref().and_then(guest_hooks));
-    if use_init {
-        let mut mounts = spec.mounts().clone().unwrap_or_default();
-        mounts.push(init_mount()?);
-        spec.set_mounts(Some(mounts));
-    }
-
     let new_network = split_namespaces(&mut linux)?;
+    let mut mounts = spec.mounts().clone().unwrap_or_default();
+    if !new_network && has_namespace(&linux, LinuxNamespaceType::User) {
+        bind_sysfs(&mut mounts);
+    }
+    if use_init {
+        mounts.push(init_mount()?);
+    }
+    spec.set_mounts(Some(mounts));
+
     let network_sysctls = if new_network {
         HashMap::new()
     } else {
@@ -225,11 +228,31 @@ fn split_namespaces(linux: &mut oci_spec::runtime::Linux) -> Result<bool, Failur
     {
         return Err(Failure::invalid("a container needs a mount namespace"));
     }
-    let new_network = namespaces
-        .iter()
-        .any(|ns| ns.typ() == LinuxNamespaceType::Network);
     linux.set_namespaces(Some(namespaces));
-    Ok(new_network)
+    Ok(has_namespace(linux, LinuxNamespaceType::Network))
+}
+
+fn has_namespace(linux: &oci_spec::runtime::Linux, kind: LinuxNamespaceType) -> bool {
+    linux
+        .namespaces()
+        .iter()
+        .flatten()
+        .any(|ns| ns.typ() == kind)
+}
+
+/// Only the owner of a network namespace may mount sysfs. A container with a user namespace and the guest's own network
+/// gets the guest's, read-only.
+fn bind_sysfs(mounts: &mut [Mount]) {
+    for mount in mounts {
+        if mount.typ().as_deref() != Some("sysfs") {
+            continue;
+        }
+        let options = ["rbind", "ro", "nosuid", "noexec", "nodev", "rprivate"].map(String::from);
+        mount
+            .set_typ(Some("bind".into()))
+            .set_source(Some("/sys".into()))
+            .set_options(Some(options.into()));
+    }
 }
 
 fn take_network_sysctls(linux: &mut oci_spec::runtime::Linux) -> HashMap<String, String> {

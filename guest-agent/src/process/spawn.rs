@@ -14,6 +14,7 @@ use nix::unistd::Pid;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::sync::{Notify, oneshot, watch};
+use ttrpc::Code;
 
 use crate::cgroup;
 use crate::failure::{Context, Failure};
@@ -123,7 +124,7 @@ impl Spawn<'_> {
         Ok(ReplyReader {
             receiver,
             buffer: Vec::new(),
-            pid: None,
+            pid: None, detail: None,
         })
     }
 
@@ -262,6 +263,8 @@ struct ReplyReader {
     receiver: pipe::Receiver,
     buffer: Vec<u8>,
     pid: Option<Pid>,
+    /// Of a failure that follows: the first, which is the deepest cause.
+    detail: Option<String>,
 }
 
 impl ReplyReader {
@@ -275,7 +278,7 @@ impl ReplyReader {
                 Ok(pid)
             }
             Some(Reply::Failed(failure)) => Err(failure),
-            None => Err(Failure::internal(
+            Some(Reply::Detail(_)) | None => Err(Failure::internal(
                 "the child of the agent ended without a report",
             )),
         }
@@ -286,7 +289,12 @@ impl ReplyReader {
         loop {
             if let Some(end) = self.buffer.iter().position(|&byte| byte == b'\n') {
                 let line: Vec<u8> = self.buffer.drain(..=end).collect();
-                return Reply::parse(&line).map(Some);
+                match Reply::parse(&line)? {
+                    Reply::Detail(text) => self.detail = self.detail.take().or(Some(text)),
+                    Reply::Failed(failure) => return Ok(Some(Reply::Failed(self.with_detail(failure)))),
+                    started => return Ok(Some(started)),
+                }
+                continue;
             }
             if self.buffer.len() > MAX_REPLY_BYTES {
                 return Err(Failure::internal("the child of the agent reports too much"));
@@ -299,6 +307,16 @@ impl ReplyReader {
             if count == 0 {
                 return Ok(None);
             }
+        }
+    }
+
+    /// A failure whose own text says everything is not lengthened.
+    fn with_detail(&self, failure: Failure) -> Failure {
+        match &self.detail {
+            Some(detail) if failure.code == Code::INTERNAL => {
+                Failure::new(failure.code, format!("{failure} ({detail})"))
+            }
+            _ => failure,
         }
     }
 }
