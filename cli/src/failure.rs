@@ -95,6 +95,8 @@ fn usage_line(rendered: &str) -> String {
     let mut line = String::new();
     for part in message {
         match part.strip_prefix("tip: ") {
+            // The other tips are about values that look like flags.
+            Some(tip) if !tip.contains("similar") => (),
             Some(tip) => line = format!("{line}; {tip}"),
             None => line = format!("{line} {part}"),
         }

@@ -21,6 +21,7 @@ pub mod container;
 pub mod error;
 pub mod locate;
 pub mod monitor;
+mod monitor_fds;
 pub mod parse;
 pub mod runtime_dir;
 pub mod sandbox;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io::{self, Seek, SeekFrom, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use crate::error::SandboxError;
+use crate::monitor_fds::inherit;
 use crate::text::one_line;
 use crate::timeline::Timeline;
 
@@ -28,8 +29,10 @@ const MAX_EVENT_BYTES: u64 = 64 << 10;
 const MAX_EVENTS: usize = 1000;
 /// How much of the monitor's own messages is kept.
 const STDERR_TAIL_BYTES: usize = 4 << 10;
-/// How long the monitor's process may outlive its last event, or its last event the process.
+/// How long the monitor's process may outlive its event stream.
 const FAREWELL: Duration = Duration::from_secs(5);
+/// What a dead process has written is there already; only a descendant that holds its descriptors could keep us waiting.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// How a VM ended.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -134,8 +137,7 @@ enum Order {
 }
 
 impl Monitor {
-    /// Starts `program` with its configuration on standard input and its events on standard output: no descriptor needs to
-    /// be inherited by number.
+    /// Starts `program`; its configuration and its event stream are inherited descriptors.
     pub(crate) fn spawn(
         program: &Path,
         config: &VmConfig,
@@ -147,18 +149,24 @@ impl Monitor {
         let (events, theirs) = std::os::unix::net::UnixStream::pair().map_err(failed)?;
         events.set_nonblocking(true).map_err(failed)?;
         let events = UnixStream::from_std(events).map_err(failed)?;
-        let mut child = Command::new(program)
-            .args(["run", "--config-fd", "0", "--events-fd", "1", "--runtime-dir"])
+        let (config, theirs) = (config_file(config).map_err(failed)?, OwnedFd::from(theirs));
+        let mut command = Command::new(program);
+        command
+            .args(["run", "--config-fd", &config.as_raw_fd().to_string()])
+            .args(["--events-fd", &theirs.as_raw_fd().to_string()])
+            .arg("--runtime-dir")
             .arg(runtime_dir)
             .args(["--id", id])
-            .stdin(Stdio::from(config_file(config).map_err(failed)?))
-            .stdout(Stdio::from(OwnedFd::from(theirs)))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
             .stderr(Stdio::piped())
             // Ctrl-C at the terminal is the container's business.
             .process_group(0)
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(failed)?;
+            .kill_on_drop(true);
+        inherit(&mut command, vec![config, theirs]);
+        let mut child = command.spawn().map_err(failed)?;
+        // Closes this process's copy of the monitor's end, so that its hangup can be seen.
+        drop(command);
         let pid = child.id().unwrap_or(0);
         let stderr = child.stderr.take();
         let (sender, end) = watch::channel(None);
@@ -247,7 +255,7 @@ async fn follow(
             }
         };
         if talking {
-            let _ = timeout(FAREWELL, &mut talk).await;
+            let _ = timeout(LAST_WORDS, &mut talk).await;
         }
         status
     };

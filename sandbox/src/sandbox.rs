@@ -26,7 +26,7 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the guest may take to power off by itself.
 const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(10);
 /// A lost connection mostly means that the VM ends: how long to wait for the reason.
-const REASON_TIMEOUT: Duration = Duration::from_secs(3);
+const REASON_TIMEOUT: Duration = Duration::from_secs(6);
 
 const VSOCK_NAME: &str = "v";
 const CONTROL_NAME: &str = "api";

@@ -22,7 +22,7 @@ use crate::timeline::Timeline;
 use crate::{AgentErrorKind, SandboxError};
 
 const ID: &str = "0123456789ab";
-const SAVE_CONFIG: &str = "cat > config.new; mv config.new config.json";
+const SAVE_CONFIG: &str = "cat <&$3 > config.new; mv config.new config.json";
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A runtime root and a monitor that is a shell script; the script runs in the sandbox's directory.
@@ -34,8 +34,8 @@ impl Scene {
     fn new(script: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let program = dir.path().join("vmm");
-        // run --config-fd 0 --events-fd 1 --runtime-dir DIR --id ID
-        fs::write(&program, format!("#!/bin/sh\ncd \"$7\" || exit 9\n{script}\n")).unwrap();
+        // run --config-fd N --events-fd N --runtime-dir DIR --id ID
+        fs::write(&program, format!("#!/bin/bash\ncd \"$7\" || exit 9\n{script}\n")).unwrap();
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         fs::create_dir(dir.path().join("run")).unwrap();
         Self { dir }
@@ -222,7 +222,7 @@ async fn a_container_runs_to_its_end_and_nothing_is_left() {
 async fn a_vm_that_dies_before_it_is_ready_says_why_at_once() {
     let event =
         r#"{"event":"exited","cause":"panic","message":"","console_tail":"Kernel panic - not syncing: no init\n"}"#;
-    let scene = Scene::new(&format!("printf '%s\\n' '{event}'; exit 1"));
+    let scene = Scene::new(&format!("printf '%s\\n' '{event}' >&$5; exit 1"));
     let start = Instant::now();
     let error = scene.create(Duration::from_secs(600)).await.err().unwrap();
     assert_eq!(error.to_string(), "The guest kernel panicked: Kernel panic - not syncing: no init");

@@ -19,7 +19,7 @@ Exit status of `hull run`: that of the command; 128 + n if signal n ended it; 12
 
 /// Secure containers, each in its own microVM.
 #[derive(Debug, Parser)]
-#[command(name = "hull", version, after_help = EXAMPLES, max_term_width = 120, disable_help_subcommand = true)]
+#[command(name = "hull", version, after_help = EXAMPLES, max_term_width = 120, disable_help_subcommand = true, arg_required_else_help = true)]
 pub struct Cli {
     #[command(flatten)]
     pub global: Global,

@@ -24,7 +24,7 @@ A container that has ended leaves nothing behind, with or without --rm.";
 #[command(after_help = EXAMPLES, disable_help_flag = true, override_usage = "hull run [OPTIONS] IMAGE [COMMAND] [ARG...]")]
 pub struct RunArgs {
     /// Print help
-    #[arg(long, action = clap::ArgAction::Help)]
+    #[arg(long, action = clap::ArgAction::HelpShort)]
     pub help: Option<bool>,
 
     /// Connect standard input
@@ -102,7 +102,7 @@ pub struct RunArgs {
     /// When to fetch the image
     #[arg(long, value_enum, default_value_t = Pull::Missing, help_heading = "Image")]
     pub pull: Pull,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Image")]
     pub fetch: FetchArgs,
 
     /// Guest kernel to boot instead of Hull's own
