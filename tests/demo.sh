@@ -12,7 +12,7 @@ trap 'rm -rf "$HULL_ROOT"' EXIT
 # shellcheck disable=SC2016  # expanded in the container
 look_around='
 echo "kernel         $(uname -sr)"
-echo "process 1      $(tr "\0" " " </proc/1/cmdline | cut -c 1-60)"
+echo "process 1      $(tr "\0\n" "  " </proc/1/cmdline | cut -c 1-40)..."
 echo "hostname       $(hostname)"
 echo "processors     $(grep -c ^processor /proc/cpuinfo)"
 for file in memory.max cpu.max pids.max; do

@@ -18,5 +18,8 @@ if [ -z "${HULL_FORCE_TESTBED:-}" ] && reason=$("$here/../build/bin/hull-vmm" pr
   echo "KVM on this machine runs guests: running natively." >&2
   exec "$@"
 fi
-echo "KVM on this machine can't run guests (${reason:-HULL_FORCE_TESTBED is set}): using the testbed." >&2
+# The probe tells all that it checked; the first that failed is enough here.
+reason=${reason:-HULL_FORCE_TESTBED is set}
+reason=$(grep -m 1 '^FAIL' <<<"$reason" || tail -n 1 <<<"$reason")
+echo "KVM on this machine can't run guests (${reason#FAIL  }): using the testbed." >&2
 exec "$here/testbed/run" "${options[@]}" -- "$@"
