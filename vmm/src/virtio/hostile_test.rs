@@ -120,7 +120,7 @@ fn restart(machine: &Arc<Machine>, driver: &mut Driver) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, max_shrink_iters: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: std::env::var("HULL_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(200), max_shrink_iters: 200, ..ProptestConfig::default() })]
 
     #[test]
     fn nothing_that_a_driver_does_hurts(kind in 0..4usize, acts in prop::collection::vec(act(), 1..60)) {

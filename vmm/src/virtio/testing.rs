@@ -389,7 +389,7 @@ pub struct DriverQueue {
 impl DriverQueue {
     fn new(machine: &Arc<Machine>, index: u16, size: u16, doorbell: u64) -> Self {
         let bytes = u64::from(size);
-        Self {
+        let this = Self {
             machine: Arc::clone(machine),
             index,
             size,
@@ -400,7 +400,10 @@ impl DriverQueue {
             next_descriptor: 0,
             available_index: 0,
             used_index: 0,
-        }
+        };
+        machine.write(this.available, &vec![0; 6 + 2 * usize::from(size)]);
+        machine.write(this.used, &vec![0; 6 + 8 * usize::from(size)]);
+        this
     }
 
     /// The machine that it is in.
