@@ -107,13 +107,8 @@ pub fn build(config: &VmConfig, mut on_phase: impl FnMut(BootPhase)) -> Result<V
     on_phase(BootPhase::DevicesReady);
 
     let end = Arc::new(EndSignal::new().map_err(host("an eventfd"))?);
-    let context = Arc::new(VcpuContext {
-        ports: ports(&console, &end)?,
-        mmio: mmio(&devices)?,
-        end,
-        console,
-        gate: Gate::new(),
-    });
+    let context =
+        Arc::new(VcpuContext { ports: ports(&console, &end)?, mmio: mmio(&devices)?, end, console, gate: Gate::new() });
     let resident = ResidentMemory::new(memory::host_ranges(&ram.memory())).map_err(host("/proc/self/smaps"))?;
     let vcpus = start_vcpus(&system, &kvm, vcpu_count, &kernel, &context)?;
     Ok(Vm::new(kvm, context, vcpus, devices, config.machine_config.mem_size_mib, resident))

@@ -77,7 +77,7 @@ fn remove_flat_directory(path: &Path) {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "tests stop at the first surprise")]
+    #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests stop at the first surprise")]
 
     use std::os::unix::fs::symlink;
     use std::os::unix::net::UnixListener;

@@ -95,11 +95,7 @@ impl MachineConfig {
 
 impl Default for MachineConfig {
     fn default() -> Self {
-        Self {
-            vcpu_count: 1,
-            mem_size_mib: 128,
-            huge_pages: HugePages::default(),
-        }
+        Self { vcpu_count: 1, mem_size_mib: 128, huge_pages: HugePages::default() }
     }
 }
 

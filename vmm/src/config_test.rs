@@ -1,4 +1,4 @@
-#![allow(clippy::unwrap_used, clippy::panic, reason = "tests stop at the first surprise")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests stop at the first surprise")]
 
 use proptest::prelude::*;
 
@@ -17,7 +17,10 @@ fn with(member: &str) -> String {
 #[test]
 fn the_smallest_configuration_gets_defaults() {
     let config = VmConfig::from_json(SMALLEST.as_bytes()).unwrap();
-    assert_eq!(config.machine_config, MachineConfig { vcpu_count: 1, mem_size_mib: 128, huge_pages: HugePages::Transparent });
+    assert_eq!(
+        config.machine_config,
+        MachineConfig { vcpu_count: 1, mem_size_mib: 128, huge_pages: HugePages::Transparent }
+    );
     assert!(config.drives.is_empty() && config.vsock.is_none() && config.console.is_none());
 }
 
@@ -42,7 +45,11 @@ fn errors_name_the_field() {
         (r#""machine-config": {"vcpu_count": 65}"#, "machine-config.vcpu_count", "must be 1 to 64, not 65"),
         (r#""machine-config": {"vcpu_count": 300}"#, "machine-config.vcpu_count", "invalid value"),
         (r#""machine-config": {"mem_size_mib": 0}"#, "machine-config.mem_size_mib", "must be 32 to"),
-        (r#""machine-config": {"mem_size_mib": 33, "huge_pages": "2M"}"#, "machine-config.mem_size_mib", "multiple of 2"),
+        (
+            r#""machine-config": {"mem_size_mib": 33, "huge_pages": "2M"}"#,
+            "machine-config.mem_size_mib",
+            "multiple of 2",
+        ),
         (r#""machine-config": {"huge_pages": "1G"}"#, "machine-config.huge_pages", "unknown variant"),
         (r#""machine-config": {"smt": true}"#, "machine-config.smt", "unknown field"),
         (r#""nonsense": 1"#, "nonsense", "unknown field"),

@@ -55,7 +55,8 @@ impl EventStream {
         let Some(file) = &self.file else { return false };
         let gone = PollFlags::POLLHUP | PollFlags::POLLERR;
         let mut fds = [PollFd::new(file.as_fd(), PollFlags::empty())];
-        matches!(poll(&mut fds, PollTimeout::ZERO), Ok(1)) && fds.iter().any(|fd| fd.revents().is_some_and(|r| r.intersects(gone)))
+        matches!(poll(&mut fds, PollTimeout::ZERO), Ok(1))
+            && fds.iter().any(|fd| fd.revents().is_some_and(|r| r.intersects(gone)))
     }
 
     /// Records a phase and tells the front door.
@@ -128,7 +129,7 @@ fn monotonic_ns() -> u64 {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::panic, reason = "tests stop at the first surprise")]
+    #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests stop at the first surprise")]
 
     use std::io::{BufRead, BufReader};
     use std::os::unix::net::UnixStream;

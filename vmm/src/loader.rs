@@ -5,10 +5,10 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use linux_loader::loader::bootparam::{boot_params, setup_header, LOADED_HIGH, XLF_KERNEL_64};
+use linux_loader::loader::KernelLoader;
+use linux_loader::loader::bootparam::{XLF_KERNEL_64, boot_params, setup_header};
 use linux_loader::loader::bzimage::BzImage;
 use linux_loader::loader::elf::Elf;
-use linux_loader::loader::KernelLoader;
 use thiserror::Error;
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, GuestMemoryMmap};
 
@@ -16,6 +16,8 @@ use crate::arch::layout;
 
 /// Offset of the 64-bit entry from the start of a bzImage's protected-mode code.
 const BZIMAGE_ENTRY_64: u64 = 0x200;
+/// `loadflags`: protected-mode code is at 1 MiB.
+const LOADED_HIGH: u8 = 1;
 /// First boot protocol with `xloadflags` (Linux 3.8).
 const PROTOCOL_2_12: u16 = 0x20c;
 /// "HdrS", at 0x202 in a bzImage.
@@ -241,11 +243,7 @@ pub struct Initrd {
 }
 
 /// Loads the initramfs as high in low memory as the kernel can reach, away from where the kernel unpacks.
-pub fn load_initrd(
-    memory: &GuestMemoryMmap,
-    kernel: &LoadedKernel,
-    path: &Path,
-) -> Result<Initrd, LoadError> {
+pub fn load_initrd(memory: &GuestMemoryMmap, kernel: &LoadedKernel, path: &Path) -> Result<Initrd, LoadError> {
     const WHAT: &str = "Initrd";
     let (mut file, bytes) = open_regular(WHAT, path)?;
     let top = low_memory_end(memory).min(kernel.initrd_address_max().saturating_add(1));
@@ -257,11 +255,9 @@ pub fn load_initrd(
     if start < bottom {
         return Err(too_large);
     }
-    memory.read_exact_volatile_from(GuestAddress(start), &mut file, size as usize).map_err(|error| LoadError::File {
-        what: WHAT,
-        path: path.to_owned(),
-        source: io::Error::other(error),
-    })?;
+    memory
+        .read_exact_volatile_from(GuestAddress(start), &mut file, size as usize)
+        .map_err(|error| LoadError::File { what: WHAT, path: path.to_owned(), source: io::Error::other(error) })?;
     Ok(Initrd { start: GuestAddress(start), size })
 }
 
@@ -282,7 +278,7 @@ pub fn command_line(has_console: bool, boot_args: &str) -> Result<String, LoadEr
     Ok(words)
 }
 
-/// Words that fit the kernel to this machine; each has its reason in docs/architecture.md.
+/// Words that fit the kernel to this machine.
 const PLATFORM_WORDS: &[&str] = &[
     // The level first: what is printed before it is parsed goes out byte by byte through the serial port.
     "loglevel=2",
@@ -331,7 +327,7 @@ fn elf_header() -> setup_header {
         boot_flag: 0xaa55,
         header: BZIMAGE_MAGIC,
         version: PROTOCOL_2_12,
-        loadflags: LOADED_HIGH as u8,
+        loadflags: LOADED_HIGH,
         kernel_alignment: 0x100_0000,
         ..Default::default()
     }
@@ -353,3 +349,7 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
     bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes)
 }
+
+#[cfg(test)]
+#[path = "loader_test.rs"]
+mod tests;

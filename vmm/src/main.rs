@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::error::Error;
 use std::fs::File;
 use std::os::fd::RawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -105,8 +105,8 @@ fn probe(json: bool) -> ExitCode {
     if report.can_run_guests { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn check_config(path: &PathBuf) -> Result<()> {
-    read_config(&ConfigSource { config: Some(path.clone()), config_fd: None })?;
+fn check_config(path: &Path) -> Result<()> {
+    read_config(&ConfigSource { config: Some(path.to_owned()), config_fd: None })?;
     Ok(())
 }
 
@@ -177,9 +177,8 @@ fn run_vm(config: &VmConfig, args: &RunArgs, events: &Arc<EventStream>, cleanup:
     let vm = Rc::new(RefCell::new(vm));
     vm.borrow_mut().start()?;
     events.phase(BootPhase::GuestEntered);
-    let control = control.map(|server| {
-        server.serve(Api { vm: vm.clone(), events: events.clone(), id: args.id.clone() })
-    });
+    let control =
+        control.map(|server| server.serve(Api { vm: vm.clone(), events: events.clone(), id: args.id.clone() }));
     let outcome = event_loop::run(&vm, events.raw_fd(), control);
     let (ending, front_door_gone) = match outcome {
         Ok(Outcome::Ended(ending)) => (ending, false),
@@ -202,11 +201,7 @@ fn run_vm(config: &VmConfig, args: &RunArgs, events: &Arc<EventStream>, cleanup:
 
 fn fail_start(events: &EventStream, cleanup: &Cleanup, error: &(dyn Error + 'static)) -> ExitCode {
     complain(error);
-    events.exited(ExitReport {
-        cause: ExitCause::StartFailed,
-        message: one_line(error),
-        console_tail: String::new(),
-    });
+    events.exited(ExitReport { cause: ExitCause::StartFailed, message: one_line(error), console_tail: String::new() });
     if events.is_hung_up() {
         cleanup.everything();
     } else {

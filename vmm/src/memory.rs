@@ -170,7 +170,8 @@ impl Mapping {
     /// transparent ones.
     fn aligned(size: usize, advice: i32) -> Result<Self, MemoryError> {
         let fail = |source| MemoryError::Map { size_mib: size as u64 >> 20, source };
-        let reserved = size.checked_add(HUGE_PAGE_BYTES).ok_or_else(|| fail(io::Error::from_raw_os_error(libc::ENOMEM)))?;
+        let reserved =
+            size.checked_add(HUGE_PAGE_BYTES).ok_or_else(|| fail(io::Error::from_raw_os_error(libc::ENOMEM)))?;
         let first = map_anonymous(reserved, 0).map_err(fail)?;
         let head = first.align_offset(HUGE_PAGE_BYTES);
         let tail = HUGE_PAGE_BYTES - head;
@@ -234,7 +235,7 @@ pub fn limit_heap_arenas() {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "tests stop at the first surprise")]
+    #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests stop at the first surprise")]
 
     use vm_memory::{Bytes, GuestAddressSpace};
 

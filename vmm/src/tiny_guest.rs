@@ -96,11 +96,9 @@ impl TinyGuest {
                 let registration = self.vcpu.register_for_kicks();
                 let start = Instant::now();
                 let end = match self.vcpu.run() {
-                    Ok(Exit::PortWrite { port, data, .. }) => RunEnd::Port {
-                        port,
-                        value: data.first().copied().unwrap_or(0),
-                        time: start.elapsed(),
-                    },
+                    Ok(Exit::PortWrite { port, data, .. }) => {
+                        RunEnd::Port { port, value: data.first().copied().unwrap_or(0), time: start.elapsed() }
+                    }
                     Ok(Exit::Interrupted) => RunEnd::Timeout,
                     Ok(exit) => RunEnd::Failed(format!("{exit:?}")),
                     Err(error) => RunEnd::Failed(format!("{error}: {}", error.source)),

@@ -204,10 +204,10 @@ impl Vm {
         let deadline = Instant::now() + STOP_TIMEOUT;
         self.kick_all();
         let vcpus = std::mem::take(&mut self.vcpus);
-        let all_ended = vcpus.into_iter().fold(true, |ended, vcpu| vcpu.join(deadline) && ended);
+        let stuck = vcpus.into_iter().filter_map(|vcpu| (!vcpu.join(deadline)).then_some(())).count();
         self.devices.shutdown();
         self.state = VmState::Stopped;
-        all_ended
+        stuck == 0
     }
 
     /// Numbers of each vCPU.

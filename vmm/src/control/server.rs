@@ -116,7 +116,7 @@ impl MutEventSubscriber for ControlServer {
             return self.drop_idle(ops);
         }
         let (Some(connection), Some(api)) = (self.connections.get_mut(&fd), &self.api) else { return };
-        match connection.progress(api) {
+        match connection.progress(&|request: &http::Request| api.answer(request)) {
             Progress::Closed => self.disconnect(fd, ops),
             Progress::WantsRead => drop(ops.modify(Events::new_raw(fd, EventSet::IN))),
             Progress::WantsWrite => drop(ops.modify(Events::new_raw(fd, EventSet::OUT))),
@@ -144,12 +144,12 @@ impl Connection {
     }
 
     /// Reads, answers and writes as far as it goes without waiting. One read a call: other events have their turn.
-    fn progress(&mut self, api: &Api) -> Progress {
+    fn progress(&mut self, answerer: &dyn Fn(&http::Request) -> Response) -> Progress {
         self.last_active = Instant::now();
         if self.output.is_empty() && !self.read() {
             return Progress::Closed;
         }
-        self.answer(api);
+        self.answer(answerer);
         if !self.write() || (self.closing && self.output.is_empty()) {
             return Progress::Closed;
         }
@@ -168,7 +168,7 @@ impl Connection {
         }
     }
 
-    fn answer(&mut self, api: &Api) {
+    fn answer(&mut self, answerer: &dyn Fn(&http::Request) -> Response) {
         while !self.closing && self.output.len() < MAX_UNSENT_BYTES {
             match http::parse(&self.input) {
                 Ok(None) if self.input.len() <= MAX_REQUEST_BYTES => return,
@@ -176,7 +176,7 @@ impl Connection {
                 Ok(Some((request, used))) => {
                     self.input.drain(..used);
                     self.closing = !request.keep_alive;
-                    self.output.extend(api.answer(&request).to_bytes(request.keep_alive));
+                    self.output.extend(answerer(&request).to_bytes(request.keep_alive));
                 }
                 Err(refusal) => self.refuse(&refusal),
             }
@@ -200,3 +200,7 @@ impl Connection {
         true
     }
 }
+
+#[cfg(test)]
+#[path = "server_test.rs"]
+mod tests;

@@ -26,7 +26,10 @@ impl KvmFabric {
         Self { vm, routes: Mutex::default() }
     }
 
-    fn with_routes<T>(&self, change: impl FnOnce(&mut BTreeMap<Gsi, Option<MsiMessage>>) -> io::Result<T>) -> io::Result<T> {
+    fn with_routes<T>(
+        &self,
+        change: impl FnOnce(&mut BTreeMap<Gsi, Option<MsiMessage>>) -> io::Result<T>,
+    ) -> io::Result<T> {
         // A panic elsewhere can't leave the table half changed: changes are single inserts and removals.
         change(&mut self.routes.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -34,8 +37,7 @@ impl KvmFabric {
     fn load(&self, routes: &BTreeMap<Gsi, Option<MsiMessage>>) -> io::Result<()> {
         let entries: Vec<_> =
             routes.iter().filter_map(|(gsi, message)| message.map(|message| msi_route(*gsi, message))).collect();
-        let table = KvmIrqRouting::from_entries(&entries)
-            .map_err(|_| io::Error::other("too many interrupt routes"))?;
+        let table = KvmIrqRouting::from_entries(&entries).map_err(|_| io::Error::other("too many interrupt routes"))?;
         self.vm.set_gsi_routing(&table).map_err(to_io)
     }
 }

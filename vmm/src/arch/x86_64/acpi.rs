@@ -3,6 +3,7 @@
 //! Absent on purpose: I/O APIC and interrupt overrides (the guest lives on messages), PM timer, GPEs, embedded controller, RTC,
 //! VGA and 8042 (each probe of theirs is an exit), processor devices (Linux takes processors from the MADT).
 
+use acpi_tables::Aml;
 use acpi_tables::aml::{
     AddressSpace as Window, AddressSpaceCacheable, Device, EISAName, Memory32Fixed, Name, Package, Path,
     ResourceTemplate, Scope,
@@ -14,7 +15,6 @@ use acpi_tables::mcfg::MCFG;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
-use acpi_tables::Aml;
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -148,11 +148,9 @@ fn dsdt() -> Vec<u8> {
     )
     .to_vec();
     let devices = [root, board].concat();
-    let soft_off = Name::new(
-        Path::new("_S5_"),
-        &Package::new(vec![&layout::SLEEP_TYPE_S5, &layout::SLEEP_TYPE_S5, &0u8, &0u8]),
-    )
-    .to_vec();
+    let soft_off =
+        Name::new(Path::new("_S5_"), &Package::new(vec![&layout::SLEEP_TYPE_S5, &layout::SLEEP_TYPE_S5, &0u8, &0u8]))
+            .to_vec();
     let mut table = Sdt::new(*b"DSDT", HEADER_BYTES, 2, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     table.append_slice(&soft_off);
     table.append_slice(&Scope::raw(Path::new("_SB_"), devices));
@@ -172,7 +170,7 @@ impl<T: Aml> ToVec for T {}
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "tests stop at the first surprise")]
+    #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests stop at the first surprise")]
 
     use super::*;
 

@@ -11,6 +11,9 @@ const BOOT_DS: u16 = 0x18;
 /// Flat 64-bit code and flat data, with the accessed bit set so that the processor needn't write it.
 const GDT: [u64; 4] = [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
 
+/// Last byte of the table.
+const GDT_LIMIT: u16 = 4 * 8 - 1;
+
 const PAGE_PRESENT_WRITABLE: u64 = 0b11;
 const PAGE_HUGE: u64 = 1 << 7;
 const HUGE_PAGE_SHIFT: u64 = 21;
@@ -51,7 +54,7 @@ pub fn regs(entry: GuestAddress) -> kvm_regs {
 /// Changes the state after reset into that of the entry: long mode, paging, flat segments, interrupts off.
 pub fn enter_long_mode(sregs: &mut kvm_sregs) {
     sregs.gdt.base = GDT_START.0;
-    sregs.gdt.limit = (size_of_val(&GDT) - 1) as u16;
+    sregs.gdt.limit = GDT_LIMIT;
     sregs.cr3 = PML4_START.0;
     sregs.cr4 |= CR4_PAE;
     sregs.cr0 = CR0_PG | CR0_AM | CR0_WP | CR0_NE | CR0_ET | CR0_MP | CR0_PE;

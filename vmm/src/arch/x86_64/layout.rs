@@ -128,6 +128,8 @@ fn to_usize(value: u64) -> usize {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests stop at the first surprise")]
+
     use super::*;
 
     fn ranges(size: u64) -> Vec<(u64, u64, u32)> {
