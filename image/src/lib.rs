@@ -11,6 +11,19 @@
 //! Everything that comes from an image, a registry or an archive is hostile here: verified by digest, bounded by
 //! [`Limits`], refused with a typed error.
 
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a test may fail loudly"
+    )
+)]
+
 mod decompress;
 mod digest;
 mod erofs;

@@ -51,7 +51,9 @@ pub enum ManifestError {
         source: serde_json::Error,
     },
     /// A manifest of the old schema.
-    #[error("The image has a manifest of schema version {0}, which is no longer supported; push it again with a current tool")]
+    #[error(
+        "The image has a manifest of schema version {0}, which is no longer supported; push it again with a current tool"
+    )]
     OldSchema(u64),
     /// A type that is no image manifest or index.
     #[error("Unsupported manifest type {0:?}")]
@@ -71,7 +73,7 @@ pub enum ManifestError {
     #[error("No image for {wanted}; available: {available}")]
     NoPlatform {
         /// The platform asked for.
-        wanted: Platform,
+        wanted: Box<Platform>,
         /// Those the index has.
         available: String,
     },
@@ -79,9 +81,9 @@ pub enum ManifestError {
     #[error("The image is for {found}, not for {wanted}")]
     WrongPlatform {
         /// The platform asked for.
-        wanted: Platform,
+        wanted: Box<Platform>,
         /// What the image says.
-        found: Platform,
+        found: Box<Platform>,
     },
     /// Indexes that refer to indexes too often.
     #[error("The index refers to other indexes too often")]
@@ -278,7 +280,8 @@ pub(crate) fn parse_document(bytes: &[u8], media_type: Option<&str>) -> Result<D
 /// Registries that don't know better answer with a generic type; then only the content counts.
 fn is_known(media_type: &str) -> bool {
     let bare = media_type.split(';').next().unwrap_or_default().trim();
-    MANIFEST_TYPES.contains(&bare) || matches!(bare, "" | "application/json" | "text/plain" | "application/octet-stream")
+    MANIFEST_TYPES.contains(&bare)
+        || matches!(bare, "" | "application/json" | "text/plain" | "application/octet-stream")
 }
 
 impl Index {
@@ -305,7 +308,7 @@ impl Index {
         available.dedup();
         available.truncate(MAX_LISTED);
         let available = if available.is_empty() { "none".to_owned() } else { available.join(", ") };
-        Err(ManifestError::NoPlatform { wanted: wanted.clone(), available })
+        Err(ManifestError::NoPlatform { wanted: Box::new(wanted.clone()), available })
     }
 }
 
@@ -344,7 +347,7 @@ pub(crate) fn parse_config(bytes: &[u8], wanted: &Platform, limits: &Limits) -> 
         variant: probe.variant.filter(|variant| !variant.is_empty()),
     };
     if !wanted.accepts(&found) {
-        return Err(ManifestError::WrongPlatform { wanted: wanted.clone(), found });
+        return Err(ManifestError::WrongPlatform { wanted: Box::new(wanted.clone()), found: Box::new(found) });
     }
     let configuration = serde_json::from_value(without_nulls(bytes).map_err(malformed)?).map_err(malformed)?;
     Ok(Config { configuration, diff_ids })

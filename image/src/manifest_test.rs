@@ -29,7 +29,9 @@ fn docker_and_oci_manifests_are_read() {
 fn what_is_no_image_is_refused_with_a_reason() {
     assert!(error(r#"{"schemaVersion":1,"fsLayers":[]}"#).contains("schema version 1"));
     assert!(error(r#"{"schemaVersion":2}"#).contains("no configuration"));
-    assert!(error(r#"{"schemaVersion":2,"mediaType":"application/x-other","layers":[]}"#).contains("application/x-other"));
+    assert!(
+        error(r#"{"schemaVersion":2,"mediaType":"application/x-other","layers":[]}"#).contains("application/x-other")
+    );
     assert!(error(&manifest("application/vnd.wasm.config.v1+json", "x")).contains("Not a container image"));
     let encrypted = manifest(CONFIG_TYPES[0], "application/vnd.oci.image.layer.v1.tar+gzip+encrypted");
     assert!(error(&encrypted).contains("encrypted"));

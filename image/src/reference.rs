@@ -10,7 +10,9 @@ use oci_spec::distribution::{ParseError, Reference};
 #[derive(Debug, thiserror::Error)]
 pub enum ReferenceError {
     /// Neither a registry reference nor a known transport.
-    #[error("{reference:?} is not an image reference (NAME[:TAG], NAME@DIGEST, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:TAG] or rootfs:DIR)")]
+    #[error(
+        "{reference:?} is not an image reference (NAME[:TAG], NAME@DIGEST, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:TAG] or rootfs:DIR)"
+    )]
     Registry {
         /// What the user typed.
         reference: String,
@@ -218,7 +220,8 @@ mod tests {
 
     #[test]
     fn transports_have_paths_and_tags() {
-        let oci = |dir: &str, tag: Option<&str>| ImageReference::OciLayout { dir: dir.into(), tag: tag.map(str::to_owned) };
+        let oci =
+            |dir: &str, tag: Option<&str>| ImageReference::OciLayout { dir: dir.into(), tag: tag.map(str::to_owned) };
         assert_eq!(parsed("oci:/x/y"), oci("/x/y", None));
         assert_eq!(parsed("oci:/x/y:1.2"), oci("/x/y", Some("1.2")));
         assert_eq!(parsed("oci:/x:1/y"), oci("/x:1/y", None));

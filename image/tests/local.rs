@@ -1,11 +1,21 @@
 //! Images from disk: layouts, archives and directories, whole and damaged; and the life of the store.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "tests"
+)]
 
 mod fixture;
 
 use std::path::Path;
 
-use fixture::{Recorder, TestImage, gzip, image, layout_files, leftovers, line, noise, read_file, runtime, small, tar, write_layout, zstd};
+use fixture::{
+    Recorder, TestImage, gzip, image, layout_files, leftovers, line, noise, read_file, runtime, small, tar,
+    write_layout, zstd,
+};
 use hull_image::{Error, GetOptions, Image, Limits, NoProgress, Platform, Store};
 
 struct Fixture {
@@ -218,7 +228,10 @@ fn a_full_disk_is_one_line_and_leaves_nothing() {
     fixture.layout(&image(&[(content.clone(), gzip(&content))], &host()));
     let limits = Limits { min_free_bytes: u64::MAX, ..Limits::default() };
     let error = fixture.get_with("oci:DIR/layout", &GetOptions { limits, ..GetOptions::default() }).unwrap_err();
-    assert_eq!(line(&error), format!("No space left for the image in the store at {}", fixture.path("store").display()));
+    assert_eq!(
+        line(&error),
+        format!("No space left for the image in the store at {}", fixture.path("store").display())
+    );
     assert_eq!(leftovers(&fixture.path("store")), Vec::<String>::new());
 }
 
@@ -233,10 +246,11 @@ fn what_is_missing_is_named() {
     let foreign = image(&[], "s390x");
     fixture.layout(&foreign);
     assert_eq!(fixture.refused("oci:DIR/layout"), format!("The image is for linux/s390x, not for linux/{}", host()));
-    write_layout(&fixture.path("multi"), &[&foreign], &[
-        foreign.entry(None, Some(("linux", "s390x"))),
-        foreign.entry(None, Some(("linux", "riscv64"))),
-    ]);
+    write_layout(
+        &fixture.path("multi"),
+        &[&foreign],
+        &[foreign.entry(None, Some(("linux", "s390x"))), foreign.entry(None, Some(("linux", "riscv64")))],
+    );
     let error = fixture.refused("oci:DIR/multi");
     assert_eq!(error, format!("No image for linux/{}; available: linux/riscv64, linux/s390x", host()));
     let options = GetOptions { platform: Some("linux/s390x".parse().unwrap()), ..GetOptions::default() };
@@ -325,7 +339,8 @@ fn a_directory_becomes_an_image_without_following_links() {
     let bytes = std::fs::read(&image.erofs).unwrap();
     let fs = erofs_rs::EroFS::new(erofs_rs::backend::SliceImage::new(&bytes)).unwrap();
     let entries: Vec<_> = fs.walk_dir("/").unwrap().map(Result::unwrap).collect();
-    let links: Vec<u32> = entries.iter().filter(|entry| entry.inode.is_file()).map(|entry| entry.inode.nlink()).collect();
+    let links: Vec<u32> =
+        entries.iter().filter(|entry| entry.inode.is_file()).map(|entry| entry.inode.nlink()).collect();
     assert_eq!(links, [2, 2]);
     assert!(entries.iter().any(|entry| entry.inode.is_symlink()));
     drop(image);

@@ -104,7 +104,10 @@ impl DataArea {
 
     /// The block at which the next data begins; the area must be at a block boundary.
     pub(super) fn next_block(&self) -> Result<u32, WriteError> {
-        u32::try_from(self.position() / BLOCK).ok().filter(|block| *block != NULL_BLOCK).ok_or(WriteError::TooManyBlocks)
+        u32::try_from(self.position() / BLOCK)
+            .ok()
+            .filter(|block| *block != NULL_BLOCK)
+            .ok_or(WriteError::TooManyBlocks)
     }
 
     /// Appends bytes that belong to no file (directories, inodes).
@@ -242,7 +245,8 @@ impl FileWriter<'_> {
         let body = bytes.min(self.body_left);
         self.area.skip(body)?;
         self.body_left -= body;
-        let tail = usize::try_from(bytes - body).ok().filter(|tail| *tail <= BLOCK_BYTES).ok_or(WriteError::ShortFile)?;
+        let tail =
+            usize::try_from(bytes - body).ok().filter(|tail| *tail <= BLOCK_BYTES).ok_or(WriteError::ShortFile)?;
         self.write([0; BLOCK_BYTES].get(..tail).unwrap_or_default())
     }
 
@@ -274,5 +278,6 @@ fn runs(mut rest: &[u8]) -> impl Iterator<Item = Run<'_>> {
 
 fn is_zero(block: &[u8]) -> bool {
     // Most blocks of real data differ early; comparing words lets the compiler use wide registers.
-    block.iter().take(16).all(|byte| *byte == 0) && block.chunks(64).all(|chunk| chunk.iter().fold(0, |or, byte| or | byte) == 0)
+    block.iter().take(16).all(|byte| *byte == 0)
+        && block.chunks(64).all(|chunk| chunk.iter().fold(0, |or, byte| or | byte) == 0)
 }

@@ -33,7 +33,9 @@ pub enum WriteError {
     #[error("Cannot write the EROFS file")]
     Io(#[source] std::io::Error),
     /// The file system of the store is (nearly) full.
-    #[error("No space left on the device of the image store ({available_bytes} bytes available, {reserve_bytes} kept free)")]
+    #[error(
+        "No space left on the device of the image store ({available_bytes} bytes available, {reserve_bytes} kept free)"
+    )]
     DiskFull {
         /// What the file system has left.
         available_bytes: u64,

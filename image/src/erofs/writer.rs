@@ -29,7 +29,8 @@ pub(crate) struct Written {
 
 /// Completes the image; the file is synced when this returns.
 pub(crate) fn finish(tree: &Tree, area: DataArea, uuid: [u8; 16]) -> Result<(File, Written), WriteError> {
-    let mut writer = Writer { tree, area, plan: Vec::new(), index: vec![None; tree.len()], base: most_common_time(tree) };
+    let mut writer =
+        Writer { tree, area, plan: Vec::new(), index: vec![None; tree.len()], base: most_common_time(tree) };
     writer.enumerate();
     let meta_blocks = writer.place()?;
     writer.write_blocks()?;
@@ -195,9 +196,7 @@ impl Writer<'_> {
         let place = |id: NodeId| self.index.get(id.index()).copied().flatten();
         let entry = |(name, child): (_, Option<NodeId>)| match child {
             Some(child) => Entry { name, nid: nid(place(child)), file_type: file_type(self.tree.node(child)) },
-            None if name == b"." => {
-                Entry { name, nid: nid(place(planned.node)), file_type: FileType::Directory }
-            }
+            None if name == b"." => Entry { name, nid: nid(place(planned.node)), file_type: FileType::Directory },
             None => Entry { name, nid: nid(Some(planned.parent)), file_type: FileType::Directory },
         };
         self.names(planned.node).into_iter().map(entry).collect()
@@ -272,7 +271,10 @@ fn most_common_time(tree: &Tree) -> (i64, u32) {
         *counts.entry((node.metadata.mtime, node.metadata.mtime_nsec)).or_default() += 1;
     }
     // The superblock's time is unsigned: negative times stay in extended inodes.
-    let most = counts.into_iter().filter(|(time, _)| time.0 >= 0).max_by_key(|(time, count)| (*count, std::cmp::Reverse(*time)));
+    let most = counts
+        .into_iter()
+        .filter(|(time, _)| time.0 >= 0)
+        .max_by_key(|(time, count)| (*count, std::cmp::Reverse(*time)));
     most.map_or((0, 0), |(time, _)| time)
 }
 

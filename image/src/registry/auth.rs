@@ -25,10 +25,7 @@ struct TokenReply {
 
 impl Client {
     /// Answers a 401: gets a token or prepares basic authentication for the requests that follow.
-    pub(super) async fn authenticate(
-        &self,
-        headers: impl Iterator<Item = &HeaderValue>,
-    ) -> Result<(), RegistryError> {
+    pub(super) async fn authenticate(&self, headers: impl Iterator<Item = &HeaderValue>) -> Result<(), RegistryError> {
         let challenges: Vec<Challenge> =
             headers.filter_map(|value| value.to_str().ok()).filter_map(parse_challenge).collect();
         let bearer = challenges.iter().find(|challenge| **challenge != Challenge::Basic);
@@ -158,7 +155,8 @@ mod tests {
 
     #[test]
     fn challenges_are_parsed() {
-        let bearer = r#"Bearer realm="https://auth.example/token",service="reg,istry",scope="repository:a/b:pull,push""#;
+        let bearer =
+            r#"Bearer realm="https://auth.example/token",service="reg,istry",scope="repository:a/b:pull,push""#;
         assert_eq!(
             parse_challenge(bearer),
             Some(Challenge::Bearer {

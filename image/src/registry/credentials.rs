@@ -60,7 +60,10 @@ pub enum CredentialsError {
 #[derive(Clone, PartialEq, Eq)]
 pub(super) enum Credentials {
     Anonymous,
-    Password { user: String, password: String },
+    Password {
+        user: String,
+        password: String,
+    },
     /// An OAuth2 refresh token, exchanged at the token server.
     IdentityToken(String),
 }

@@ -335,12 +335,7 @@ impl Client {
     }
 
     /// Reads a body of bounded size.
-    async fn body(
-        &self,
-        mut response: Response,
-        limit: u64,
-        document: &'static str,
-    ) -> Result<Vec<u8>, RegistryError> {
+    async fn body(&self, mut response: Response, limit: u64, document: &'static str) -> Result<Vec<u8>, RegistryError> {
         let mut bytes = Vec::new();
         let failed = |source| RegistryError::Unreachable { host: self.host.clone(), source };
         while let Some(chunk) = response.chunk().await.map_err(failed)? {

@@ -46,7 +46,13 @@ impl Client {
             failures += 1;
             if failures > self.network.retries {
                 let digest = digest.clone();
-                return Err(RegistryError::Interrupted { digest, attempts: failures, received_bytes, size_bytes, source });
+                return Err(RegistryError::Interrupted {
+                    digest,
+                    attempts: failures,
+                    received_bytes,
+                    size_bytes,
+                    source,
+                });
             }
             let short: String = digest.hex().chars().take(12).collect();
             progress.message(&format!(
@@ -96,6 +102,7 @@ impl Client {
 /// Whether a response begins at the byte that was asked for.
 fn resumes_at(response: &Response, offset: u64) -> bool {
     response.status() == StatusCode::PARTIAL_CONTENT
-        && header(response.headers(), CONTENT_RANGE.as_str())
-            .is_some_and(|range| range.strip_prefix("bytes ").is_some_and(|rest| rest.starts_with(&format!("{offset}-"))))
+        && header(response.headers(), CONTENT_RANGE.as_str()).is_some_and(|range| {
+            range.strip_prefix("bytes ").is_some_and(|rest| rest.starts_with(&format!("{offset}-")))
+        })
 }

@@ -20,8 +20,8 @@ pub(crate) fn resolve(
         missing: "index.json",
     };
     let bytes = files.document("index.json", "index")?.ok_or_else(wrong_kind)?;
-    let index: Index = serde_json::from_slice(&bytes)
-        .map_err(|source| ManifestError::Malformed { document: "index", source })?;
+    let index: Index =
+        serde_json::from_slice(&bytes).map_err(|source| ManifestError::Malformed { document: "index", source })?;
     let mut descriptor = choose(files, index, tag, platform)?;
     for _ in 0..MAX_NESTED_INDEXES {
         let bytes = files.verified(&descriptor.digest, "manifest")?;
@@ -59,9 +59,9 @@ fn label(descriptor: &Descriptor) -> Option<&str> {
 }
 
 fn is_called(descriptor: &Descriptor, tag: &str) -> bool {
-    let by_name = descriptor.name().is_some_and(|name| {
-        name == tag || name.strip_suffix(tag).is_some_and(|prefix| prefix.ends_with(':'))
-    });
+    let by_name = descriptor
+        .name()
+        .is_some_and(|name| name == tag || name.strip_suffix(tag).is_some_and(|prefix| prefix.ends_with(':')));
     descriptor.tag() == Some(tag) || by_name
 }
 

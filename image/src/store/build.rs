@@ -63,7 +63,8 @@ impl Store {
             }
         };
         let (built, ()) = tokio::join!(drive(work, events, progress), feed);
-        let built = built.unwrap_or_else(|_| Err(Error::Aborted(name.to_owned()))).map_err(|error| self.simplify(error))?;
+        let built =
+            built.unwrap_or_else(|_| Err(Error::Aborted(name.to_owned()))).map_err(|error| self.simplify(error))?;
         self.commit(built, record, &documents)
     }
 
@@ -85,7 +86,8 @@ impl Store {
             build_directory(&work_name, &dir, temporary, &spool_dir, &limits, &reporter)
         });
         let built = drive(work, events, progress).await;
-        let built = built.unwrap_or_else(|_| Err(Error::Aborted(name.clone()))).map_err(|error| self.simplify(error))?;
+        let built =
+            built.unwrap_or_else(|_| Err(Error::Aborted(name.clone()))).map_err(|error| self.simplify(error))?;
         let digest = built.content.as_ref().map_or_else(String::new, Digest::to_string);
         let record = ImageRecord::of_directory(&name, &digest, &built.key);
         if let Some(image) = self.commit_existing(&record, &[])? {

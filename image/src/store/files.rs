@@ -22,7 +22,9 @@ impl Layout {
     /// Creates what is missing and removes what crashed builds left behind.
     pub(super) fn open(root: &Path) -> std::io::Result<Self> {
         let layout = Layout { root: std::path::absolute(root)? };
-        for dir in [layout.erofs_dir(), layout.blobs_dir(), layout.images_dir(), layout.temporary_dir(), layout.locks_dir()] {
+        for dir in
+            [layout.erofs_dir(), layout.blobs_dir(), layout.images_dir(), layout.temporary_dir(), layout.locks_dir()]
+        {
             std::fs::create_dir_all(dir)?;
         }
         layout.clean_temporary()?;
@@ -138,7 +140,8 @@ impl TemporaryFile {
             };
             let temporary = TemporaryFile { path, file, persisted: false };
             // Somebody who opens the store may have removed the file before it was locked.
-            if try_lock(&temporary.file, FlockOperation::NonBlockingLockExclusive)? && temporary.file.metadata()?.nlink() > 0
+            if try_lock(&temporary.file, FlockOperation::NonBlockingLockExclusive)?
+                && temporary.file.metadata()?.nlink() > 0
             {
                 return Ok(temporary);
             }

@@ -174,9 +174,8 @@ impl Store {
             reference?;
             return Ok(None);
         }
-        let is_meant = |record: &ImageRecord| {
-            record.manifest_digest.rsplit(':').next().is_some_and(|hex| hex.starts_with(prefix))
-        };
+        let is_meant =
+            |record: &ImageRecord| record.manifest_digest.rsplit(':').next().is_some_and(|hex| hex.starts_with(prefix));
         let mut found = self.records()?.into_iter().filter(is_meant);
         match (found.next(), found.next()) {
             (Some(_), Some(_)) => Err(Error::Ambiguous(name.to_owned())),

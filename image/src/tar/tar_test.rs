@@ -65,9 +65,10 @@ fn long_names_and_links_are_read_in_gnu_and_pax_form() {
     let mut header = tar::Header::new_gnu();
     header.set_size(0);
     builder.append_data(&mut header, &long, &[][..]).unwrap();
-    assert_eq!(paths(&builder.into_inner().unwrap()), [long.clone()]);
+    assert_eq!(paths(&builder.into_inner().unwrap()), std::slice::from_ref(&long));
 
-    let archive = TarBytes::new().pax(&[("path", long.as_bytes()), ("linkpath", b"t/u")]).symlink("short", "x").finish();
+    let archive =
+        TarBytes::new().pax(&[("path", long.as_bytes()), ("linkpath", b"t/u")]).symlink("short", "x").finish();
     let entries = read(&archive).unwrap();
     assert_eq!(entries[0].0.path, long.as_bytes());
     assert_eq!(entries[0].0.kind, EntryKind::Symlink { target: b"t/u".to_vec() });
@@ -249,7 +250,7 @@ proptest! {
         for entry in tar::Archive::new(archive.as_slice()).entries().unwrap() {
             let mut entry = entry.unwrap();
             let mut data = Vec::new();
-            std::io::Read::read_to_end(&mut entry, &mut data).unwrap();
+            Read::read_to_end(&mut entry, &mut data).unwrap();
             expected.push((entry.path_bytes().into_owned(), data, entry.header().mtime().unwrap() as i64));
         }
         let found: Vec<_> =

@@ -5,8 +5,8 @@ use std::io::Read;
 
 use super::resolve::{Missing, components};
 use super::{Content, MAX_SYMLINK_BYTES, Metadata, NodeId, Tree, TreeError, clean_xattrs, printable};
-use crate::erofs::{WriteError, encode_device};
 use crate::erofs::data::{DataArea, Extent};
+use crate::erofs::{WriteError, encode_device};
 use crate::tar::{Chunk, Entry, EntryKind, TarError, TarReader};
 
 /// Why a layer can't be applied; [`ApplyError::entry`] says at which entry.

@@ -141,12 +141,18 @@ impl Tree {
         Tree { nodes: vec![root], metadata_bytes: 0, limits: limits.clone() }
     }
 
-    #[allow(clippy::indexing_slicing, reason = "ids come from this arena, which never shrinks; none is read from input")]
+    #[allow(
+        clippy::indexing_slicing,
+        reason = "ids come from this arena, which never shrinks; none is read from input"
+    )]
     pub(crate) fn node(&self, id: NodeId) -> &Node {
         &self.nodes[id.index()]
     }
 
-    #[allow(clippy::indexing_slicing, reason = "ids come from this arena, which never shrinks; none is read from input")]
+    #[allow(
+        clippy::indexing_slicing,
+        reason = "ids come from this arena, which never shrinks; none is read from input"
+    )]
     fn node_mut(&mut self, id: NodeId) -> &mut Node {
         &mut self.nodes[id.index()]
     }
@@ -184,7 +190,8 @@ impl Tree {
     /// Adds a node without a name yet.
     fn add(&mut self, metadata: Metadata, content: Content) -> Result<NodeId, TreeError> {
         let too_many = || TreeError::TooManyEntries(self.limits.max_entries);
-        let id = u32::try_from(self.nodes.len()).ok().filter(|id| *id < self.limits.max_entries).ok_or_else(too_many)?;
+        let id =
+            u32::try_from(self.nodes.len()).ok().filter(|id| *id < self.limits.max_entries).ok_or_else(too_many)?;
         if let Content::Symlink(target) = &content {
             self.charge(target.len())?;
         }
@@ -246,7 +253,9 @@ impl Tree {
 /// mean (`trusted.overlay.*` and `user.overlay.*` steer the overlay file system of the guest) or EROFS can't store.
 pub(crate) fn clean_xattrs(xattrs: Vec<(Vec<u8>, Vec<u8>)>) -> Result<Box<[Xattr]>, TreeError> {
     let storable = |name: &[u8]| {
-        xattr::split_name(name).is_some() && !name.starts_with(b"trusted.overlay.") && !name.starts_with(b"user.overlay.")
+        xattr::split_name(name).is_some()
+            && !name.starts_with(b"trusted.overlay.")
+            && !name.starts_with(b"user.overlay.")
     };
     let sorted: BTreeMap<Vec<u8>, Vec<u8>> = xattrs.into_iter().filter(|(name, _)| storable(name)).collect();
     let xattrs: Box<[Xattr]> =

@@ -13,7 +13,12 @@ fn paths(layers: &[Vec<u8>]) -> Vec<String> {
 #[test]
 fn whiteouts_hide_lower_layers_only() {
     let lower = TarBytes::new().dir("d").file("d/a", b"1").file("d/b", b"2").file("gone", b"3").finish();
-    let upper = TarBytes::new().file("d/.wh.a", b"").file("d/c", b"4").file("new", b"5").file(".wh.new", b"").file(".wh.gone", b"");
+    let upper = TarBytes::new()
+        .file("d/.wh.a", b"")
+        .file("d/c", b"4")
+        .file("new", b"5")
+        .file(".wh.new", b"")
+        .file(".wh.gone", b"");
     assert_eq!(paths(&[lower, upper.finish()]), ["d", "d/b", "d/c", "new"]);
 }
 
@@ -36,7 +41,8 @@ fn a_whiteout_of_a_directory_keeps_what_its_layer_put_there() {
 #[test]
 fn later_entries_replace_earlier_ones() {
     let lower = TarBytes::new().dir("x").file("x/below", b"1").file("y", b"2").symlink("z", "x").finish();
-    let upper = TarBytes::new().file("x", b"now a file").dir("y").dir("z").file("z/in", b"3").file("x", b"last").finish();
+    let upper =
+        TarBytes::new().file("x", b"now a file").dir("y").dir("z").file("z/in", b"3").file("x", b"last").finish();
     let items = read_back(&flatten(&[lower, upper]));
     assert_eq!(items["x"].data, b"last");
     assert_eq!((items["y"].kind, items["z"].kind), ('d', 'd'));
@@ -93,7 +99,10 @@ fn hostile_entries_are_refused_with_layer_entry_and_cause() {
     let mut device = TarBytes::header("dev", tar::EntryType::Block, 0);
     device.set_device_major(5000).unwrap();
     let cases = [
-        (TarBytes::new().file("a/../../etc/passwd", b""), "\"a/../../etc/passwd\" cannot be unpacked: The path contains \"..\""),
+        (
+            TarBytes::new().file("a/../../etc/passwd", b""),
+            "\"a/../../etc/passwd\" cannot be unpacked: The path contains \"..\"",
+        ),
         (TarBytes::new().file("..", b""), "contains \"..\""),
         (TarBytes::new().hardlink("h", "../../etc/shadow"), "contains \"..\""),
         (TarBytes::new().hardlink("h", "/etc/shadow"), "target \"/etc/shadow\" does not exist"),
@@ -108,7 +117,10 @@ fn hostile_entries_are_refused_with_layer_entry_and_cause() {
         (TarBytes::new().pax(&[("path", deep.as_bytes())]).file("x", b""), "The path of 6000 bytes is too long"),
         (TarBytes::new().append(device, &[]), "Device number 5000:0 is out of range"),
         (TarBytes::new().pax(&[("SCHILY.xattr.user.x", &[0; 70000])]).file("x", b""), "attributes are too large"),
-        (TarBytes::new().file("evil\n\x1b[2J", b"").file("evil\n\x1b[2J/x", b""), "Entry \"evil\\n\\u{1b}[2J/x\" cannot"),
+        (
+            TarBytes::new().file("evil\n\x1b[2J", b"").file("evil\n\x1b[2J/x", b""),
+            "Entry \"evil\\n\\u{1b}[2J/x\" cannot",
+        ),
     ];
     for (archive, expected) in cases {
         let text = refusal(&[archive.finish()]);

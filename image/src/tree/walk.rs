@@ -244,7 +244,7 @@ fn names(fd: &OwnedFd) -> Result<Vec<Vec<u8>>, WalkCause> {
 }
 
 #[allow(clippy::unnecessary_fallible_conversions, reason = "the width of these fields differs between architectures")]
-fn metadata(stat: &Stat, xattrs: Vec<(Vec<u8>, Vec<u8>)>) -> Result<Metadata, TreeError> {
+fn metadata(stat: &Stat, xattrs: Attributes) -> Result<Metadata, TreeError> {
     Ok(Metadata {
         mode: u16::try_from(stat.st_mode & 0o7777).unwrap_or_default(),
         uid: stat.st_uid,
@@ -268,7 +268,10 @@ fn proc_path(fd: &OwnedFd, name: &[u8]) -> Vec<u8> {
     path
 }
 
-fn read_xattrs(path: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, WalkCause> {
+/// Names and values of attributes.
+type Attributes = Vec<(Vec<u8>, Vec<u8>)>;
+
+fn read_xattrs(path: &[u8]) -> Result<Attributes, WalkCause> {
     let mut list = vec![0_u8; 1024];
     let length = loop {
         match rustix::fs::llistxattr(path, list.as_mut_slice()) {
