@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tempfile::NamedTempFile;
 
 use super::{Block, BlockConfig, BlockError};
-use crate::virtio::testing::{Driver, Machine, Part, open_files};
+use crate::virtio::testing::{Driver, Machine, Part};
 
 const SECTORS: u64 = 64;
 const OK: u8 = 0;
@@ -191,16 +191,4 @@ fn what_is_no_image_is_refused() {
     assert!(matches!(Block::new(&config("loop")), Err(BlockError::Open { .. })));
     let long = BlockConfig { id: "x".repeat(21), ..config("small") };
     assert!(matches!(Block::new(&long), Err(BlockError::Id(_))));
-}
-
-#[test]
-fn resets_leak_no_file_descriptors() {
-    let disk = Disk::new(true);
-    let before = open_files();
-    for _ in 0..200 {
-        disk.driver.put8(0x14, 0);
-        disk.driver.negotiate(None);
-    }
-    // Other tests run at the same time and open files, too.
-    assert!(open_files() < before + 150);
 }

@@ -127,5 +127,7 @@ impl VirtioDevice for Vsock {
 }
 
 #[cfg(test)]
+mod test_guest;
+#[cfg(test)]
 #[path = "vsock_test.rs"]
 mod vsock_test;
