@@ -2,7 +2,13 @@
 //! `drive CID` expects a guest with the boot token 0123...ef on its command line and a disk with serial number `image`
 //! that holds busybox. It runs scenarios and prints what came out; `tests/` holds the real tests.
 
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a tool for developers")]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a tool for developers"
+)]
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -106,7 +112,10 @@ impl Host {
         match self.agent.wait_process(context(60), &wait).await {
             Ok(exit) => println!(
                 "== {name}: status {} signal {} oom {} in {:?}",
-                exit.exit_status, exit.signal, exit.oom_killed, started.elapsed()
+                exit.exit_status,
+                exit.signal,
+                exit.oom_killed,
+                started.elapsed()
             ),
             Err(error) => println!("== {name}: wait: {error}"),
         }
@@ -172,8 +181,22 @@ fn shorten(bytes: &[u8]) -> String {
 }
 
 fn process(args: &[&str]) -> Value {
-    let caps = ["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW", "CAP_SETGID",
-        "CAP_SETUID", "CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE"];
+    let caps = [
+        "CAP_CHOWN",
+        "CAP_DAC_OVERRIDE",
+        "CAP_FSETID",
+        "CAP_FOWNER",
+        "CAP_MKNOD",
+        "CAP_NET_RAW",
+        "CAP_SETGID",
+        "CAP_SETUID",
+        "CAP_SETFCAP",
+        "CAP_SETPCAP",
+        "CAP_NET_BIND_SERVICE",
+        "CAP_SYS_CHROOT",
+        "CAP_KILL",
+        "CAP_AUDIT_WRITE",
+    ];
     json!({"terminal": false, "user": {"uid": 0, "gid": 0}, "args": args, "env": ["PATH=/bin:/usr/bin"], "cwd": "/",
         "capabilities": {"bounding": caps, "effective": caps, "permitted": caps}})
 }
@@ -216,22 +239,25 @@ async fn main() {
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = streams.accept().await {
             let mut token = [0; 16];
-            if stream.read_exact(&mut token).await.is_ok() {
-                if let Some(sender) = table.lock().unwrap().remove(&token) {
-                    let _ = sender.send(stream);
-                }
+            if stream.read_exact(&mut token).await.is_ok()
+                && let Some(sender) = table.lock().unwrap().remove(&token)
+            {
+                let _ = sender.send(stream);
             }
         }
     });
     let stream = VsockStream::connect(VsockAddr::new(cid, AGENT_PORT)).await.expect("connect");
     let agent = AgentClient::new(Client::new(Socket::new(stream)));
     let hello = agent
-        .hello(context(10), &HelloRequest {
-            protocol_version: PROTOCOL_VERSION,
-            wall_clock_ns: 1_800_000_000_000_000_000,
-            entropy: vec![7; 64],
-            ..Default::default()
-        })
+        .hello(
+            context(10),
+            &HelloRequest {
+                protocol_version: PROTOCOL_VERSION,
+                wall_clock_ns: 1_800_000_000_000_000_000,
+                entropy: vec![7; 64],
+                ..Default::default()
+            },
+        )
         .await
         .expect("hello");
     println!("hello {hello}");
@@ -243,17 +269,39 @@ async fn main() {
 async fn scenarios(h: &mut Host) {
     h.container("basics", shell("echo out; echo err >&2; id; hostname; cat /etc/hosts; date -u +%Y; echo $HOME; pwd; ps; grep Cap /proc/self/status; mount | head -3; ls /dev; ulimit -n; exit 3"), |_| {}).await;
     h.container("devices", shell("mknod /tmp/vda b 254 0; mknod /tmp/vdb b 253 0; dd if=/tmp/vda of=/dev/null count=1; dd if=/tmp/vdb of=/dev/null count=1; echo x > /dev/null && echo null ok; head -c 3 /dev/urandom | wc -c"), |_| {}).await;
-    h.container("seccomp", shell("mkdir /newdir; echo $?; ls /proc/kcore -l; echo 1 > /proc/sys/vm/swappiness"), |_| {}).await;
-    h.container("user", shell("id; echo $HOME; cat /proc/self/status | grep CapEff; echo hi > /dev/stdout"), |r| r.user = "www-data".into()).await;
+    h.container(
+        "seccomp",
+        shell("mkdir /newdir; echo $?; ls /proc/kcore -l; echo 1 > /proc/sys/vm/swappiness"),
+        |_| {},
+    )
+    .await;
+    h.container("user", shell("id; echo $HOME; cat /proc/self/status | grep CapEff; echo hi > /dev/stdout"), |r| {
+        r.user = "www-data".into()
+    })
+    .await;
     h.container("missing", spec(&["nonesuch"]), |_| {}).await;
     h.container("notexec", spec(&["/etc/passwd"]), |_| {}).await;
     h.container("badformat", spec(&["/bad"]), |_| {}).await;
     h.container("nouser", spec(&["true"]), |r| r.user = "nobodyhere".into()).await;
     h.container("nodisk", spec(&["true"]), |r| r.rootfs.as_mut().unwrap().image_serial = "other".into()).await;
     h.container("init", shell("ps; sleep 1 & exit 5"), |r| r.use_init = true).await;
-    h.container("readonly", shell("touch /x; echo $?; cat /etc/hosts"), |r| r.rootfs.as_mut().unwrap().read_only = true).await;
-    h.container("cwd", { let mut s = shell("pwd; ls -ld ."); s["process"]["cwd"] = json!("/work/deep"); s }, |_| {}).await;
-    let mut limited = shell("cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/pids.max /sys/fs/cgroup/cpu.max; x=$(head -c 100000000 /dev/zero | tr '\\0' x); echo not reached");
+    h.container("readonly", shell("touch /x; echo $?; cat /etc/hosts"), |r| {
+        r.rootfs.as_mut().unwrap().read_only = true
+    })
+    .await;
+    h.container(
+        "cwd",
+        {
+            let mut s = shell("pwd; ls -ld .");
+            s["process"]["cwd"] = json!("/work/deep");
+            s
+        },
+        |_| {},
+    )
+    .await;
+    let mut limited = shell(
+        "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/pids.max /sys/fs/cgroup/cpu.max; x=$(head -c 100000000 /dev/zero | tr '\\0' x); echo not reached",
+    );
     limited["linux"]["resources"] = json!({"memory": {"limit": 52428800, "swap": 104857600}, "pids": {"limit": 32}, "cpu": {"quota": 50000, "period": 100000}});
     h.container("oom", limited, |_| {}).await;
     let mut user_ns = shell("id; cat /proc/self/uid_map; touch /tmp/x; ls -ln /tmp");
@@ -279,12 +327,22 @@ async fn interactive(h: &mut Host) {
     let request = h.create("cat", &spec(&["sh", "-c", "cat | wc -c"]), &run);
     h.agent.create_container(context(30), &request).await.expect("create");
     let out = collect(run.stdout);
-    h.agent.start_container(context(30), &StartContainerRequest { container_id: "cat".into(), ..Default::default() }).await.expect("start");
+    h.agent
+        .start_container(context(30), &StartContainerRequest { container_id: "cat".into(), ..Default::default() })
+        .await
+        .expect("start");
     let mut stdin = run.stdin.take().unwrap().await.expect("stdin");
     stdin.write_all(&vec![b'x'; 5_000_000]).await.expect("write");
-    h.agent.close_stdin(context(10), &CloseStdinRequest { container_id: "cat".into(), ..Default::default() }).await.expect("close");
+    h.agent
+        .close_stdin(context(10), &CloseStdinRequest { container_id: "cat".into(), ..Default::default() })
+        .await
+        .expect("close");
     let wait = WaitProcessRequest { container_id: "cat".into(), ..Default::default() };
-    println!("== cat: {:?} {}", h.agent.wait_process(context(30), &wait).await.map(|w| w.exit_status), shorten(&out.await.unwrap()));
+    println!(
+        "== cat: {:?} {}",
+        h.agent.wait_process(context(30), &wait).await.map(|w| w.exit_status),
+        shorten(&out.await.unwrap())
+    );
     h.delete("cat").await;
 
     // A terminal.
@@ -295,15 +353,28 @@ async fn interactive(h: &mut Host) {
     request.terminal_size = Some(TerminalSize { columns: 100, rows: 30, ..Default::default() }).into();
     h.agent.create_container(context(30), &request).await.expect("create");
     let out = collect(run.stdout);
-    h.agent.start_container(context(30), &StartContainerRequest { container_id: "tty".into(), ..Default::default() }).await.expect("start");
+    h.agent
+        .start_container(context(30), &StartContainerRequest { container_id: "tty".into(), ..Default::default() })
+        .await
+        .expect("start");
     let mut stdin = run.stdin.take().unwrap().await.expect("stdin");
     stdin.write_all(b"stty size; tty; ls -l /dev/console\n").await.unwrap();
     tokio::time::sleep(Duration::from_millis(1500)).await;
     let size = TerminalSize { columns: 55, rows: 22, ..Default::default() };
-    h.agent.resize_terminal(context(10), &ResizeTerminalRequest { container_id: "tty".into(), size: Some(size).into(), ..Default::default() }).await.expect("resize");
+    h.agent
+        .resize_terminal(
+            context(10),
+            &ResizeTerminalRequest { container_id: "tty".into(), size: Some(size).into(), ..Default::default() },
+        )
+        .await
+        .expect("resize");
     stdin.write_all(b"stty size; exit 7\n").await.unwrap();
     let wait = WaitProcessRequest { container_id: "tty".into(), ..Default::default() };
-    println!("== tty: {:?}\n{}", h.agent.wait_process(context(30), &wait).await.map(|w| w.exit_status), shorten(&out.await.unwrap()));
+    println!(
+        "== tty: {:?}\n{}",
+        h.agent.wait_process(context(30), &wait).await.map(|w| w.exit_status),
+        shorten(&out.await.unwrap())
+    );
     h.delete("tty").await;
 }
 
@@ -319,10 +390,12 @@ async fn running(h: &mut Host) {
         println!("== long: {error}");
         return;
     }
-    println!(
-        "again: {:?}", h.agent.create_container(context(30), &request).await.map(drop));
+    println!("again: {:?}", h.agent.create_container(context(30), &request).await.map(drop));
     h.exec("long", "early", process(&["true"]), "").await;
-    h.agent.start_container(context(30), &StartContainerRequest { container_id: "long".into(), ..Default::default() }).await.expect("start");
+    h.agent
+        .start_container(context(30), &StartContainerRequest { container_id: "long".into(), ..Default::default() })
+        .await
+        .expect("start");
     h.exec("long", "e1", process(&["sh", "-c", "id; ps; mkdir /q; grep -E 'Seccomp:|CapEff' /proc/self/status; cat /proc/self/cgroup; readlink /proc/self/ns/user; ls -l /proc/self/fd; exit 4"]), "").await;
     h.exec("long", "e2", process(&["nonesuch"]), "").await;
     h.exec("long", "e3", process(&["sh", "-c", "id; echo $HOME"]), "www-data").await;
@@ -330,15 +403,39 @@ async fn running(h: &mut Host) {
     h.exec("long", "e5", process(&["sh", "-c", "sleep 30 & echo left behind"]), "").await;
     h.exec("long", "e6", process(&["dd", "if=/proc/1/exe", "of=/dev/null", "count=1"]), "").await;
     let id = || "long".to_string();
-    println!("state {:?}", h.agent.container_state(context(5), &ContainerStateRequest { container_id: id(), ..Default::default() }).await.map(|s| s.to_string()));
-    println!("stats {:?}", h.agent.container_stats(context(5), &ContainerStatsRequest { container_id: id(), ..Default::default() }).await.map(|s| s.to_string()));
+    println!(
+        "state {:?}",
+        h.agent
+            .container_state(context(5), &ContainerStateRequest { container_id: id(), ..Default::default() })
+            .await
+            .map(|s| s.to_string())
+    );
+    println!(
+        "stats {:?}",
+        h.agent
+            .container_stats(context(5), &ContainerStatsRequest { container_id: id(), ..Default::default() })
+            .await
+            .map(|s| s.to_string())
+    );
     let delete = DeleteContainerRequest { container_id: id(), ..Default::default() };
     println!("delete running: {:?}", h.agent.delete_container(context(5), &delete).await.map(drop));
     let signal = SignalProcessRequest { container_id: id(), signal: 9, all: true, ..Default::default() };
     h.agent.signal_process(context(5), &signal).await.expect("signal");
     let wait = WaitProcessRequest { container_id: id(), ..Default::default() };
     println!("wait {:?}", h.agent.wait_process(context(10), &wait).await.map(|w| w.to_string()));
-    println!("signal ended: {:?}", h.agent.signal_process(context(5), &SignalProcessRequest { container_id: id(), signal: 15, ..Default::default() }).await.map(drop));
+    println!(
+        "signal ended: {:?}",
+        h.agent
+            .signal_process(context(5), &SignalProcessRequest { container_id: id(), signal: 15, ..Default::default() })
+            .await
+            .map(drop)
+    );
     h.delete("long").await;
-    println!("state after delete: {:?}", h.agent.container_state(context(5), &ContainerStateRequest { container_id: id(), ..Default::default() }).await.map(drop));
+    println!(
+        "state after delete: {:?}",
+        h.agent
+            .container_state(context(5), &ContainerStateRequest { container_id: id(), ..Default::default() })
+            .await
+            .map(drop)
+    );
 }

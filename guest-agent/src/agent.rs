@@ -32,10 +32,7 @@ pub fn main(started_ns: u64) -> u8 {
 fn serve(started_ns: u64) -> Result<()> {
     system::set_up();
     cgroup::set_up().context("set up cgroups")?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("start the runtime")?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
     runtime.block_on(async {
         let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, AGENT_PORT))
             .with_context(|| format!("listen on vsock port {AGENT_PORT}"))?;
@@ -52,9 +49,7 @@ fn serve(started_ns: u64) -> Result<()> {
 }
 
 /// Connections of the host. A container that dials its own machine comes with another context identifier.
-fn from_host_only(
-    listener: VsockListener,
-) -> impl futures::Stream<Item = std::io::Result<VsockStream>> {
+fn from_host_only(listener: VsockListener) -> impl futures::Stream<Item = std::io::Result<VsockStream>> {
     futures::stream::unfold(listener, |listener| async move {
         loop {
             match listener.accept().await {

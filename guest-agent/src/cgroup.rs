@@ -1,6 +1,7 @@
 //! Cgroup v2: one directory for each container, and what its files say.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -31,10 +32,7 @@ pub fn set_up() -> std::io::Result<()> {
     let controllers = fs::read_to_string(root.join("cgroup.controllers"))?;
     for directory in [root, Path::new(layout::CGROUP)] {
         for controller in controllers.split_ascii_whitespace() {
-            fs::write(
-                directory.join("cgroup.subtree_control"),
-                format!("+{controller}"),
-            )?;
+            fs::write(directory.join("cgroup.subtree_control"), format!("+{controller}"))?;
         }
     }
     Ok(())
@@ -51,9 +49,7 @@ pub fn pids(cgroup: &Path) -> Vec<Pid> {
         .iter()
         .flat_map(|directory| {
             let list = read(directory, "cgroup.procs");
-            list.lines()
-                .filter_map(|line| line.parse().ok())
-                .collect::<Vec<i32>>()
+            list.lines().filter_map(|line| line.parse().ok()).collect::<Vec<i32>>()
         })
         .take(MAX_PIDS)
         // 0 stands for a process that is not visible from here, and means "my own group" to kill(2).
@@ -91,7 +87,10 @@ pub fn remove(cgroup: &Path) -> std::io::Result<()> {
         return Ok(());
     }
     for directory in walk(cgroup).iter().rev() {
-        fs::remove_dir(directory)?;
+        match fs::remove_dir(directory) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
     }
     Ok(())
 }

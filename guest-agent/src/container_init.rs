@@ -28,11 +28,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> u8 {
         return 126;
     }
     // A process group of its own, so that Ctrl-C reaches the command once and not through us again.
-    let child = match Command::new(&command)
-        .args(arguments)
-        .process_group(0)
-        .spawn()
-    {
+    let child = match Command::new(&command).args(arguments).process_group(0).spawn() {
         Ok(child) => child,
         Err(error) => {
             eprintln!("hull-init: {}: {error}", command.display());
@@ -79,12 +75,8 @@ fn reap(command: Pid) -> Option<u8> {
             Err(_) => continue,
         };
         match status {
-            WaitStatus::Exited(pid, status) if pid == command => {
-                ended = u8::try_from(status & 0xff).ok()
-            }
-            WaitStatus::Signaled(pid, signal, _) if pid == command => {
-                ended = u8::try_from(128 + signal as i32).ok()
-            }
+            WaitStatus::Exited(pid, status) if pid == command => ended = u8::try_from(status & 0xff).ok(),
+            WaitStatus::Signaled(pid, signal, _) if pid == command => ended = u8::try_from(128 + signal as i32).ok(),
             _ => {}
         }
     }

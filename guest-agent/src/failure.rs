@@ -21,16 +21,9 @@ const MAX_MESSAGE_BYTES: usize = 2048;
 impl Failure {
     /// A failure with a message of one line and bounded length.
     pub fn new(code: Code, message: impl Display) -> Self {
-        let mut message: String = message
-            .to_string()
-            .chars()
-            .map(|c| if c.is_control() { ' ' } else { c })
-            .collect();
+        let mut message: String = message.to_string().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
         if message.len() > MAX_MESSAGE_BYTES {
-            let end = (0..=MAX_MESSAGE_BYTES)
-                .rev()
-                .find(|&end| message.is_char_boundary(end))
-                .unwrap_or(0);
+            let end = (0..=MAX_MESSAGE_BYTES).rev().find(|&end| message.is_char_boundary(end)).unwrap_or(0);
             message.truncate(end);
         }
         Self { code, message }

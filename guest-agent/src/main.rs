@@ -9,6 +9,18 @@
 //! | `--init -- COMMAND...` | PID 1 of a container that asked for an init process ([`container_init`]) |
 
 #![cfg_attr(not(test), no_main)]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "tests fail loudly"
+    )
+)]
 
 mod agent;
 mod cgroup;
@@ -25,6 +37,7 @@ mod service;
 mod sys;
 
 /// Called by [`sys`] in place of `main`.
+#[cfg_attr(test, allow(dead_code, reason = "tests have their own entry"))]
 fn run() -> u8 {
     let started_ns = sys::boot_time_ns();
     let mut arguments = std::env::args_os().skip(1);
@@ -35,10 +48,7 @@ fn run() -> u8 {
         Some(container_init::FLAG) => container_init::main(arguments),
         _ if std::process::id() == 1 => agent::main(started_ns),
         _ => {
-            eprintln!(
-                "hull-agent {}: runs as PID 1 of a Hull virtual machine",
-                env!("CARGO_PKG_VERSION")
-            );
+            eprintln!("hull-agent {}: runs as PID 1 of a Hull virtual machine", env!("CARGO_PKG_VERSION"));
             1
         }
     }

@@ -120,25 +120,11 @@ fn ended(status: WaitStatus) -> Option<(Pid, Ended)> {
     match status {
         WaitStatus::Exited(pid, status) => {
             let status = u32::try_from(status).unwrap_or(255);
-            Some((
-                pid,
-                Ended {
-                    status,
-                    signal: 0,
-                    at_ns,
-                },
-            ))
+            Some((pid, Ended { status, signal: 0, at_ns }))
         }
         WaitStatus::Signaled(pid, signal, _) => {
             let signal = u32::try_from(signal as i32).unwrap_or(0);
-            Some((
-                pid,
-                Ended {
-                    status: 128 + signal,
-                    signal,
-                    at_ns,
-                },
-            ))
+            Some((pid, Ended { status: 128 + signal, signal, at_ns }))
         }
         _ => None,
     }
@@ -149,11 +135,7 @@ mod tests {
     use super::*;
 
     fn end(status: u32) -> Ended {
-        Ended {
-            status,
-            signal: 0,
-            at_ns: 0,
-        }
+        Ended { status, signal: 0, at_ns: 0 }
     }
 
     #[test]

@@ -36,11 +36,7 @@ impl Service {
     pub fn new(reaper: Reaper, started_ns: u64) -> Self {
         // The path after the change of root is the one before.
         let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/init"));
-        Self(Arc::new(State {
-            containers: Registry::new(reaper, program),
-            started_ns,
-            ready_ns: AtomicU64::new(0),
-        }))
+        Self(Arc::new(State { containers: Registry::new(reaper, program), started_ns, ready_ns: AtomicU64::new(0) }))
     }
 
     /// Notes the time since boot at which the host is told that the agent is ready.
@@ -55,11 +51,7 @@ impl Service {
 
 #[async_trait]
 impl agent_ttrpc::Agent for Service {
-    async fn hello(
-        &self,
-        _: &TtrpcContext,
-        request: agent::HelloRequest,
-    ) -> Result<agent::HelloResponse> {
+    async fn hello(&self, _: &TtrpcContext, request: agent::HelloRequest) -> Result<agent::HelloResponse> {
         if request.protocol_version != PROTOCOL_VERSION {
             return Err(Failure::precondition(format!(
                 "the host speaks protocol version {}, the agent {PROTOCOL_VERSION}",
@@ -69,8 +61,7 @@ impl agent_ttrpc::Agent for Service {
         }
         clock::set(request.wall_clock_ns)?;
         clock::seed(&request.entropy)?;
-        let kernel =
-            nix::sys::utsname::uname().map(|names| names.release().to_string_lossy().into_owned());
+        let kernel = nix::sys::utsname::uname().map(|names| names.release().to_string_lossy().into_owned());
         Ok(agent::HelloResponse {
             protocol_version: PROTOCOL_VERSION,
             agent_version: env!("CARGO_PKG_VERSION").to_string(),
@@ -87,17 +78,10 @@ impl agent_ttrpc::Agent for Service {
         request: agent::CreateContainerRequest,
     ) -> Result<agent::CreateContainerResponse> {
         let pid = self.0.containers.create(request).await?;
-        Ok(agent::CreateContainerResponse {
-            pid,
-            ..Default::default()
-        })
+        Ok(agent::CreateContainerResponse { pid, ..Default::default() })
     }
 
-    async fn start_container(
-        &self,
-        _: &TtrpcContext,
-        request: agent::StartContainerRequest,
-    ) -> Result<agent::Empty> {
+    async fn start_container(&self, _: &TtrpcContext, request: agent::StartContainerRequest) -> Result<agent::Empty> {
         self.container(&request.container_id)?.start().await?;
         Ok(agent::Empty::new())
     }
@@ -108,24 +92,15 @@ impl agent_ttrpc::Agent for Service {
         request: agent::ExecProcessRequest,
     ) -> Result<agent::ExecProcessResponse> {
         let pid = self.0.containers.exec(request).await?;
-        Ok(agent::ExecProcessResponse {
-            pid,
-            ..Default::default()
-        })
+        Ok(agent::ExecProcessResponse { pid, ..Default::default() })
     }
 
-    async fn signal_process(
-        &self,
-        _: &TtrpcContext,
-        request: agent::SignalProcessRequest,
-    ) -> Result<agent::Empty> {
+    async fn signal_process(&self, _: &TtrpcContext, request: agent::SignalProcessRequest) -> Result<agent::Empty> {
         let container = self.container(&request.container_id)?;
         let signal = i32::try_from(request.signal)
             .ok()
             .filter(|number| (1..=sys::MAX_SIGNAL).contains(number))
-            .ok_or_else(|| {
-                Failure::invalid(format!("no signal has the number {}", request.signal))
-            })?;
+            .ok_or_else(|| Failure::invalid(format!("no signal has the number {}", request.signal)))?;
         if request.all {
             container.signal_all(signal)?;
         } else {
@@ -139,9 +114,7 @@ impl agent_ttrpc::Agent for Service {
         _: &TtrpcContext,
         request: agent::WaitProcessRequest,
     ) -> Result<agent::WaitProcessResponse> {
-        let process = self
-            .container(&request.container_id)?
-            .process(&request.exec_id)?;
+        let process = self.container(&request.container_id)?.process(&request.exec_id)?;
         let Exit { ended, oom_killed } = process.wait().await?;
         Ok(agent::WaitProcessResponse {
             exit_status: ended.status,
@@ -152,26 +125,14 @@ impl agent_ttrpc::Agent for Service {
         })
     }
 
-    async fn resize_terminal(
-        &self,
-        _: &TtrpcContext,
-        request: agent::ResizeTerminalRequest,
-    ) -> Result<agent::Empty> {
-        let process = self
-            .container(&request.container_id)?
-            .process(&request.exec_id)?;
+    async fn resize_terminal(&self, _: &TtrpcContext, request: agent::ResizeTerminalRequest) -> Result<agent::Empty> {
+        let process = self.container(&request.container_id)?.process(&request.exec_id)?;
         process.resize(request.size.columns, request.size.rows)?;
         Ok(agent::Empty::new())
     }
 
-    async fn close_stdin(
-        &self,
-        _: &TtrpcContext,
-        request: agent::CloseStdinRequest,
-    ) -> Result<agent::Empty> {
-        self.container(&request.container_id)?
-            .process(&request.exec_id)?
-            .close_stdin();
+    async fn close_stdin(&self, _: &TtrpcContext, request: agent::CloseStdinRequest) -> Result<agent::Empty> {
+        self.container(&request.container_id)?.process(&request.exec_id)?.close_stdin();
         Ok(agent::Empty::new())
     }
 
@@ -209,11 +170,7 @@ impl agent_ttrpc::Agent for Service {
         Ok(cgroup::stats(&cgroup::path(&request.container_id)))
     }
 
-    async fn delete_container(
-        &self,
-        _: &TtrpcContext,
-        request: agent::DeleteContainerRequest,
-    ) -> Result<agent::Empty> {
+    async fn delete_container(&self, _: &TtrpcContext, request: agent::DeleteContainerRequest) -> Result<agent::Empty> {
         self.0.containers.delete(&request).await?;
         Ok(agent::Empty::new())
     }

@@ -1,8 +1,5 @@
 //! System calls that have no safe wrapper elsewhere. The only module with `unsafe`.
-#![allow(
-    unsafe_code,
-    reason = "thin wrappers over system calls, each with its reason"
-)]
+#![allow(unsafe_code, reason = "thin wrappers over system calls, each with its reason")]
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -39,9 +36,7 @@ fn clock_ns(clock: nix::time::ClockId) -> u64 {
     };
     let seconds = u64::try_from(time.tv_sec()).unwrap_or(0);
     let nanoseconds = u64::try_from(time.tv_nsec()).unwrap_or(0);
-    seconds
-        .saturating_mul(1_000_000_000)
-        .saturating_add(nanoseconds)
+    seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
 }
 
 /// Takes ownership of a descriptor that the agent passed to this process by number.
@@ -76,14 +71,7 @@ pub fn pidfd_open(pid: Pid) -> io::Result<OwnedFd> {
 /// Sets all descriptors from 3 on to be closed by the next exec.
 pub fn close_on_exec_from_3() -> io::Result<()> {
     // SAFETY: CLOSE_RANGE_CLOEXEC closes nothing; it only sets a flag.
-    let done = unsafe {
-        libc::syscall(
-            libc::SYS_close_range,
-            3,
-            libc::c_uint::MAX,
-            libc::CLOSE_RANGE_CLOEXEC,
-        )
-    };
+    let done = unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
     Ok(Errno::result(done).map(drop)?)
 }
 
@@ -116,12 +104,7 @@ pub fn kill(pid: Pid, signal: i32) -> io::Result<()> {
 
 /// Sets the size of a terminal (TIOCSWINSZ), given its master or its slave.
 pub fn set_terminal_size(terminal: impl AsFd, columns: u16, rows: u16) -> io::Result<()> {
-    let size = libc::winsize {
-        ws_row: rows,
-        ws_col: columns,
-        ws_xpixel: 0,
-        ws_ypixel: 0,
-    };
+    let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
     // SAFETY: TIOCSWINSZ reads one winsize.
     let done = unsafe { libc::ioctl(terminal.as_fd().as_raw_fd(), libc::TIOCSWINSZ, &size) };
     Ok(Errno::result(done).map(drop)?)
@@ -137,12 +120,7 @@ pub fn interface_up(name: &str) -> io::Result<()> {
     )?;
     // SAFETY: an ifreq of zeroes is valid.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request
-        .ifr_name
-        .iter_mut()
-        .take(libc::IFNAMSIZ - 1)
-        .zip(name.bytes())
-    {
+    for (to, from) in request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1).zip(name.bytes()) {
         *to = from.cast_signed();
     }
     // SAFETY: SIOCGIFFLAGS reads the name and writes the flags of one ifreq.
@@ -170,21 +148,14 @@ pub fn add_entropy(seed: &[u8]) -> io::Result<()> {
     /// `_IOW('R', 0x03, int[2])` of linux/random.h.
     const RNDADDENTROPY: libc::Ioctl = 0x4008_5203;
 
-    let mut pool = PoolInfo {
-        entropy_bits: 0,
-        size_bytes: 0,
-        buffer: [0; MAX_ENTROPY_BYTES],
-    };
-    let (Some(target), Ok(size)) = (pool.buffer.get_mut(..seed.len()), i32::try_from(seed.len()))
-    else {
+    let mut pool = PoolInfo { entropy_bits: 0, size_bytes: 0, buffer: [0; MAX_ENTROPY_BYTES] };
+    let (Some(target), Ok(size)) = (pool.buffer.get_mut(..seed.len()), i32::try_from(seed.len())) else {
         return Err(io::ErrorKind::InvalidInput.into());
     };
     target.copy_from_slice(seed);
     pool.size_bytes = size;
     pool.entropy_bits = size * 8;
-    let random = std::fs::OpenOptions::new()
-        .write(true)
-        .open("/dev/random")?;
+    let random = std::fs::OpenOptions::new().write(true).open("/dev/random")?;
     // SAFETY: RNDADDENTROPY reads the two integers and `size_bytes` bytes after them, which the buffer holds.
     let done = unsafe { libc::ioctl(random.as_raw_fd(), RNDADDENTROPY, &pool) };
     Ok(Errno::result(done).map(drop)?)
@@ -245,9 +216,7 @@ pub fn attach_device_program(program: &[BpfInstruction], cgroup: impl AsFd) -> i
         flags: 0,
     };
     // SAFETY: the attribute and what it points to outlive the call, and the size is the attribute's.
-    let fd = Errno::result(unsafe {
-        libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &load, size_of::<Load>())
-    })?;
+    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &load, size_of::<Load>()) })?;
     let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
     // SAFETY: the kernel has just returned this descriptor to us.
     let loaded = unsafe { OwnedFd::from_raw_fd(fd) };
@@ -259,7 +228,6 @@ pub fn attach_device_program(program: &[BpfInstruction], cgroup: impl AsFd) -> i
         flags: BPF_F_ALLOW_MULTI,
     };
     // SAFETY: the attribute outlives the call, and the size is the attribute's.
-    let done =
-        unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, &attach, size_of::<Attach>()) };
+    let done = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, &attach, size_of::<Attach>()) };
     Ok(Errno::result(done).map(drop)?)
 }

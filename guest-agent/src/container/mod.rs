@@ -49,9 +49,7 @@ impl Container {
         let gate = lock(&self.gate).take();
         let gate = gate.ok_or_else(|| Failure::precondition("the container was started before"))?;
         if self.init.exit().is_some() {
-            return Err(Failure::precondition(
-                "the container has ended before its start",
-            ));
+            return Err(Failure::precondition("the container has ended before its start"));
         }
         open_gate(&self.id)?;
         gate.opened().await
@@ -116,15 +114,10 @@ impl Container {
             return Err(Failure::exists(format!("process {exec_id} exists")));
         }
         if execs.len() >= MAX_EXECS {
-            return Err(Failure::exhausted(format!(
-                "a container has at most {MAX_EXECS} processes by exec"
-            )));
+            return Err(Failure::exhausted(format!("a container has at most {MAX_EXECS} processes by exec")));
         }
         execs.insert(exec_id.to_string(), None);
-        Ok(Reservation {
-            container: self,
-            exec_id: exec_id.to_string(),
-        })
+        Ok(Reservation { container: self, exec_id: exec_id.to_string() })
     }
 }
 
@@ -152,8 +145,7 @@ impl Drop for Reservation<'_> {
 fn open_gate(id: &str) -> Result<(), Failure> {
     const ACTION: &str = "start the container";
     let state = Path::new(layout::STATE).join(id);
-    let directory =
-        open(&state, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).context(ACTION)?;
+    let directory = open(&state, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).context(ACTION)?;
     // Through the descriptor, because a socket's path has at most 107 bytes.
     let socket = format!("/proc/self/fd/{}/notify.sock", directory.as_raw_fd());
     UnixStream::connect(socket).context(ACTION).map(drop)

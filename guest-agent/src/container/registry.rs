@@ -4,9 +4,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use hull_protocol::agent::{
-    CreateContainerRequest, DeleteContainerRequest, ExecProcessRequest, TerminalSize,
-};
+use hull_protocol::agent::{CreateContainerRequest, DeleteContainerRequest, ExecProcessRequest, TerminalSize};
 use oci_spec::runtime::{Process as OciProcess, Spec};
 use protobuf::{Message, MessageField};
 
@@ -37,21 +35,14 @@ enum Entry {
 impl Registry {
     /// An empty registry; `program` is the agent's binary.
     pub fn new(reaper: Reaper, program: PathBuf) -> Self {
-        Self {
-            reaper,
-            program,
-            table: Mutex::default(),
-            changing: tokio::sync::Mutex::default(),
-        }
+        Self { reaper, program, table: Mutex::default(), changing: tokio::sync::Mutex::default() }
     }
 
     /// The container with this identifier.
     pub fn get(&self, id: &str) -> Result<Arc<Container>, Failure> {
         match lock(&self.table).get(id) {
             Some(Entry::Live(container)) => Ok(container.clone()),
-            Some(Entry::Reserved) => Err(Failure::precondition(format!(
-                "container {id} is being created or removed"
-            ))),
+            Some(Entry::Reserved) => Err(Failure::precondition(format!("container {id} is being created or removed"))),
             None => Err(Failure::not_found(format!("no container {id}"))),
         }
     }
@@ -59,14 +50,9 @@ impl Registry {
     /// Creates a container; its process waits for the start.
     pub async fn create(&self, request: CreateContainerRequest) -> Result<u32, Failure> {
         let id = identifier::check("container_id", &request.container_id)?.to_string();
-        let image_serial =
-            identifier::check("rootfs.image_serial", &request.rootfs.image_serial)?.to_string();
+        let image_serial = identifier::check("rootfs.image_serial", &request.rootfs.image_serial)?.to_string();
         let spec: Spec = parse(&request.oci_spec_json, "oci_spec_json")?;
-        let terminal = spec
-            .process()
-            .as_ref()
-            .and_then(|process| process.terminal())
-            .unwrap_or(false);
+        let terminal = spec.process().as_ref().and_then(|process| process.terminal()).unwrap_or(false);
 
         let _changing = self.changing.lock().await;
         self.reserve(&id)?;
@@ -165,9 +151,7 @@ impl Registry {
             return Err(Failure::exists(format!("container {id} exists")));
         }
         if table.len() >= MAX_CONTAINERS {
-            return Err(Failure::exhausted(format!(
-                "a virtual machine has at most {MAX_CONTAINERS} containers"
-            )));
+            return Err(Failure::exhausted(format!("a virtual machine has at most {MAX_CONTAINERS} containers")));
         }
         table.insert(id.to_string(), Entry::Reserved);
         Ok(())
@@ -175,9 +159,9 @@ impl Registry {
 
     /// Unmounts an image that no container uses.
     fn release_image(&self, serial: &str) {
-        let used = lock(&self.table).values().any(
-            |entry| matches!(entry, Entry::Live(container) if container.image_serial == serial),
-        );
+        let used = lock(&self.table)
+            .values()
+            .any(|entry| matches!(entry, Entry::Live(container) if container.image_serial == serial));
         if !used {
             removal::unmount_image(serial);
         }

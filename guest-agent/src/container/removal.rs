@@ -19,9 +19,7 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Kills the container's processes and waits for the first one's end.
 pub async fn kill(id: &str, init: &Process) -> Result<(), Failure> {
     cgroup::kill_all(&cgroup::path(id), KILL_TIMEOUT).await?;
-    tokio::time::timeout(KILL_TIMEOUT, init.ended())
-        .await
-        .context("wait for the container's end")?;
+    tokio::time::timeout(KILL_TIMEOUT, init.ended()).await.context("wait for the container's end")?;
     Ok(())
 }
 

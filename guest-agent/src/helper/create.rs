@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::path::Path;
 
 use hull_protocol::agent::CreateContainerRequest;
 use libcontainer::container::builder::ContainerBuilder;
@@ -27,8 +28,7 @@ const MAX_FILES: usize = 64;
 
 /// Creates the container of the request and returns the process that waits for the start.
 pub fn run(task: Task) -> Result<Pid, Failure> {
-    let request =
-        CreateContainerRequest::parse_from_bytes(&task.request).map_err(Failure::invalid)?;
+    let request = CreateContainerRequest::parse_from_bytes(&task.request).map_err(Failure::invalid)?;
     let id = identifier::check("container_id", &request.container_id)?;
     let mut spec: Spec = serde_json::from_slice(&request.oci_spec_json)
         .map_err(|error| Failure::invalid(format!("oci_spec_json: {error}")))?;
@@ -36,18 +36,13 @@ pub fn run(task: Task) -> Result<Pid, Failure> {
     let bundle = Bundle::new(id);
     let mounted = rootfs::mount_root(&bundle, &request.rootfs)?;
     let root = Root::open(&mounted)?;
-    let mut extracted = specification::prepare(
-        &mut spec,
-        id,
-        &mounted,
-        request.rootfs.read_only,
-        request.use_init,
-    )?;
+    let mut extracted = specification::prepare(&mut spec, id, &mounted, request.rootfs.read_only, request.use_init)?;
     specification::set_user(&mut extracted.process, &request.user, &Users::read(&root)?)?;
     inject(&root, &request)?;
     // As Docker and runc do for a working directory that the image doesn't have.
     root.make_directory(extracted.process.cwd())?;
     own_streams(&spec, &extracted.process)?;
+    own_root(&spec, &mounted)?;
 
     let cgroup = specification::make_cgroup(id)?;
     devices::restrict(&cgroup, &extracted.devices)?;
@@ -57,10 +52,8 @@ pub fn run(task: Task) -> Result<Pid, Failure> {
     workload.use_init = request.use_init;
     workload.new_network = extracted.new_network;
     spec.set_process(Some(specification::for_libcontainer(&extracted.process)));
-    fs::write(bundle.path().join(SPECIFICATION), &request.oci_spec_json)
-        .context("write the bundle")?;
-    spec.save(bundle.path().join("config.json"))
-        .map_err(|error| Failure::internal(chain(&error)))?;
+    fs::write(bundle.path().join(SPECIFICATION), &request.oci_spec_json).context("write the bundle")?;
+    spec.save(bundle.path().join("config.json")).map_err(|error| Failure::internal(chain(&error)))?;
 
     let container = ContainerBuilder::new(id.to_string(), SyscallType::default())
         .with_executor(workload)
@@ -71,18 +64,14 @@ pub fn run(task: Task) -> Result<Pid, Failure> {
         .with_systemd(false)
         .build()
         .map_err(failure)?;
-    let pid = container
-        .pid()
-        .ok_or_else(|| Failure::internal("the container has no process"))?;
+    let pid = container.pid().ok_or_else(|| Failure::internal("the container has no process"))?;
     // libcontainer has its own version of the type.
     Ok(Pid::from_raw(pid.as_raw()))
 }
 
 fn inject(root: &Root, request: &CreateContainerRequest) -> Result<(), Failure> {
     if request.files.len() > MAX_FILES {
-        return Err(Failure::invalid(format!(
-            "a container has at most {MAX_FILES} injected files"
-        )));
+        return Err(Failure::invalid(format!("a container has at most {MAX_FILES} injected files")));
     }
     for file in &request.files {
         root.write(&file.path, &file.content, file.mode)?;
@@ -93,15 +82,22 @@ fn inject(root: &Root, request: &CreateContainerRequest) -> Result<(), Failure> 
 /// Gives the standard streams to the container's user, who may open them again (`/dev/stdout`).
 fn own_streams(spec: &Spec, process: &oci_spec::runtime::Process) -> Result<(), Failure> {
     let linux = spec.linux().as_ref();
-    let uid = specification::map_id(
-        linux.and_then(|linux| linux.uid_mappings().as_ref()),
-        process.user().uid(),
-    );
-    let gid = specification::map_id(
-        linux.and_then(|linux| linux.gid_mappings().as_ref()),
-        process.user().gid(),
-    );
+    let uid = specification::map_id(linux.and_then(|linux| linux.uid_mappings().as_ref()), process.user().uid());
+    let gid = specification::map_id(linux.and_then(|linux| linux.gid_mappings().as_ref()), process.user().gid());
     give_streams(uid, gid)
+}
+
+/// The root directory belongs to the container's root. (What is below belongs to whom the image says, which a user
+/// namespace shows as nobody.)
+fn own_root(spec: &Spec, root: &Path) -> Result<(), Failure> {
+    let linux = spec.linux().as_ref();
+    let uid = specification::map_id(linux.and_then(|linux| linux.uid_mappings().as_ref()), 0);
+    let gid = specification::map_id(linux.and_then(|linux| linux.gid_mappings().as_ref()), 0);
+    if (uid, gid) == (0, 0) {
+        return Ok(());
+    }
+    nix::unistd::chown(root, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
+        .context("give the root directory to the container")
 }
 
 /// Changes the owner of the standard streams that are pipes.

@@ -40,9 +40,7 @@ struct Rule {
 /// Attaches a program with the rules of the specification to a cgroup.
 pub fn restrict(cgroup: &Path, rules: &[LinuxDeviceCgroup]) -> Result<(), Failure> {
     if rules.len() > MAX_RULES {
-        return Err(Failure::invalid(format!(
-            "a specification has at most {MAX_RULES} device rules"
-        )));
+        return Err(Failure::invalid(format!("a specification has at most {MAX_RULES} device rules")));
     }
     let mut all = rules.iter().map(rule).collect::<Result<Vec<_>, _>>()?;
     all.extend(ALWAYS_ALLOWED);
@@ -54,20 +52,8 @@ pub fn restrict(cgroup: &Path, rules: &[LinuxDeviceCgroup]) -> Result<(), Failur
 /// What every container may do, whatever its specification says: make any node (opening it is another matter), and use
 /// the devices that are in every container's /dev.
 const ALWAYS_ALLOWED: [Rule; 11] = [
-    Rule {
-        allow: true,
-        kind: Some(TYPE_CHARACTER),
-        major: None,
-        minor: None,
-        access: MKNOD,
-    },
-    Rule {
-        allow: true,
-        kind: Some(TYPE_BLOCK),
-        major: None,
-        minor: None,
-        access: MKNOD,
-    },
+    Rule { allow: true, kind: Some(TYPE_CHARACTER), major: None, minor: None, access: MKNOD },
+    Rule { allow: true, kind: Some(TYPE_BLOCK), major: None, minor: None, access: MKNOD },
     character(1, Some(3)), // /dev/null
     character(1, Some(5)), // /dev/zero
     character(1, Some(7)), // /dev/full
@@ -80,21 +66,15 @@ const ALWAYS_ALLOWED: [Rule; 11] = [
 ];
 
 const fn character(major: i32, minor: Option<i32>) -> Rule {
-    Rule {
-        allow: true,
-        kind: Some(TYPE_CHARACTER),
-        major: Some(major),
-        minor,
-        access: MKNOD | READ | WRITE,
-    }
+    Rule { allow: true, kind: Some(TYPE_CHARACTER), major: Some(major), minor, access: MKNOD | READ | WRITE }
 }
 
 fn rule(rule: &LinuxDeviceCgroup) -> Result<Rule, Failure> {
     let number = |number: Option<i64>, name: &str| match number {
         None | Some(-1) => Ok(None),
-        Some(number) => i32::try_from(number).map(Some).map_err(|_| {
-            Failure::invalid(format!("device {name} number {number} is out of range"))
-        }),
+        Some(number) => i32::try_from(number)
+            .map(Some)
+            .map_err(|_| Failure::invalid(format!("device {name} number {number} is out of range"))),
     };
     let kind = match rule.typ().unwrap_or(LinuxDeviceType::A) {
         LinuxDeviceType::A => None,
@@ -108,9 +88,7 @@ fn rule(rule: &LinuxDeviceCgroup) -> Result<Rule, Failure> {
             'm' => Ok(access | MKNOD),
             'r' => Ok(access | READ),
             'w' => Ok(access | WRITE),
-            _ => Err(Failure::invalid(format!(
-                "device access {letters:?} is not made of r, w and m"
-            ))),
+            _ => Err(Failure::invalid(format!("device access {letters:?} is not made of r, w and m"))),
         })?,
     };
     Ok(Rule {
@@ -135,20 +113,12 @@ fn program(rules: &[Rule]) -> Vec<BpfInstruction> {
     for rule in rules.iter().rev() {
         let tests = [(2, rule.kind), (4, rule.major), (5, rule.minor)];
         let decide = decision(rule);
-        let mut tests: Vec<_> = tests
-            .iter()
-            .filter_map(|(register, wanted)| wanted.map(|w| (*register, w)))
-            .collect();
+        let mut tests: Vec<_> = tests.iter().filter_map(|(register, wanted)| wanted.map(|w| (*register, w))).collect();
         while !tests.is_empty() {
             let (register, wanted) = tests.remove(0);
             // Over the tests that are left and the decision, to the next rule.
             let skip = tests.len() + decide.len();
-            code.push(jump(
-                NOT_EQUAL,
-                register,
-                wanted,
-                i16::try_from(skip).unwrap_or(i16::MAX),
-            ));
+            code.push(jump(NOT_EQUAL, register, wanted, i16::try_from(skip).unwrap_or(i16::MAX)));
         }
         code.extend(decide);
     }
@@ -160,20 +130,10 @@ fn decision(rule: &Rule) -> Vec<BpfInstruction> {
     let [set, exit] = answer(i32::from(rule.allow));
     if rule.allow {
         // What is allowed is settled; with nothing left to settle, the answer is yes.
-        vec![
-            constant(AND, 3, !rule.access),
-            jump(NOT_EQUAL, 3, 0, 2),
-            set,
-            exit,
-        ]
+        vec![constant(AND, 3, !rule.access), jump(NOT_EQUAL, 3, 0, 2), set, exit]
     } else {
         // One access that is asked for and denied is enough for a no.
-        vec![
-            jump(ANY_BIT, 3, rule.access, 1),
-            jump(ALWAYS, 0, 0, 2),
-            set,
-            exit,
-        ]
+        vec![jump(ANY_BIT, 3, rule.access, 1), jump(ALWAYS, 0, 0, 2), set, exit]
     }
 }
 
@@ -189,30 +149,15 @@ const EXIT: u8 = 0x95;
 
 /// The context's address, which register 1 holds at the start, is the source.
 const fn load(register: u8, offset: i16) -> BpfInstruction {
-    BpfInstruction {
-        code: LOAD_WORD,
-        registers: 1 << 4 | register,
-        offset,
-        immediate: 0,
-    }
+    BpfInstruction { code: LOAD_WORD, registers: 1 << 4 | register, offset, immediate: 0 }
 }
 
 const fn constant(code: u8, register: u8, immediate: i32) -> BpfInstruction {
-    BpfInstruction {
-        code,
-        registers: register,
-        offset: 0,
-        immediate,
-    }
+    BpfInstruction { code, registers: register, offset: 0, immediate }
 }
 
 const fn jump(code: u8, register: u8, immediate: i32, offset: i16) -> BpfInstruction {
-    BpfInstruction {
-        code,
-        registers: register,
-        offset,
-        immediate,
-    }
+    BpfInstruction { code, registers: register, offset, immediate }
 }
 
 const fn answer(value: i32) -> [BpfInstruction; 2] {

@@ -41,20 +41,17 @@ fn execute(code: &[BpfInstruction], access: i32, kind: i32, major: i32, minor: i
 
 /// The same decision without a program.
 fn decide(rules: &[Rule], access: i32, kind: i32, major: i32, minor: i32) -> bool {
-    [MKNOD, READ, WRITE]
-        .into_iter()
-        .filter(|bit| access & bit != 0)
-        .all(|bit| {
-            rules
-                .iter()
-                .rfind(|rule| {
-                    rule.access & bit != 0
-                        && rule.kind.is_none_or(|k| k == kind)
-                        && rule.major.is_none_or(|m| m == major)
-                        && rule.minor.is_none_or(|m| m == minor)
-                })
-                .is_some_and(|rule| rule.allow)
-        })
+    [MKNOD, READ, WRITE].into_iter().filter(|bit| access & bit != 0).all(|bit| {
+        rules
+            .iter()
+            .rfind(|rule| {
+                rule.access & bit != 0
+                    && rule.kind.is_none_or(|k| k == kind)
+                    && rule.major.is_none_or(|m| m == major)
+                    && rule.minor.is_none_or(|m| m == minor)
+            })
+            .is_some_and(|rule| rule.allow)
+    })
 }
 
 const ALL: i32 = MKNOD | READ | WRITE;
@@ -71,32 +68,14 @@ fn without_rules_only_the_usual_devices_can_be_opened() {
 
 #[test]
 fn a_privileged_container_may_open_everything() {
-    let everything = Rule {
-        allow: true,
-        kind: None,
-        major: None,
-        minor: None,
-        access: ALL,
-    };
+    let everything = Rule { allow: true, kind: None, major: None, minor: None, access: ALL };
     assert_eq!(execute(&program(&[everything]), ALL, TYPE_BLOCK, 254, 0), 1);
 }
 
 fn rules() -> impl Strategy<Value = Vec<Rule>> {
     let number = || prop::option::of(0..3_i32);
-    let rule = (
-        any::<bool>(),
-        prop::option::of(1..3_i32),
-        number(),
-        number(),
-        0..8_i32,
-    )
-        .prop_map(|(allow, kind, major, minor, access)| Rule {
-            allow,
-            kind,
-            major,
-            minor,
-            access,
-        });
+    let rule = (any::<bool>(), prop::option::of(1..3_i32), number(), number(), 0..8_i32)
+        .prop_map(|(allow, kind, major, minor, access)| Rule { allow, kind, major, minor, access });
     prop::collection::vec(rule, 0..12)
 }
 

@@ -57,9 +57,7 @@ pub fn run(task: Task, init: Option<&str>) -> Result<Pid, Failure> {
     }
     // Before the namespaces: raising a limit needs a right that a user namespace takes.
     for limit in process.rlimits().iter().flatten() {
-        create_syscall()
-            .set_rlimit(limit)
-            .map_err(|error| Failure::invalid(format!("rlimit: {}", chain(&error))))?;
+        create_syscall().set_rlimit(limit).map_err(|error| Failure::invalid(format!("rlimit: {}", chain(&error))))?;
     }
     let console = connect_console(task.console.as_deref())?;
     join_namespaces(init)?;
@@ -68,10 +66,7 @@ pub fn run(task: Task, init: Option<&str>) -> Result<Pid, Failure> {
         ForkResult::Parent { child } => Ok(child),
         ForkResult::Child => {
             let size = request.terminal_size.as_ref().cloned().unwrap_or_default();
-            let seccomp = spec
-                .linux()
-                .as_ref()
-                .and_then(|linux| linux.seccomp().clone());
+            let seccomp = spec.linux().as_ref().and_then(|linux| linux.seccomp().clone());
             let result = become_user(process, &request.user, console, &size)
                 .map(|process| Workload::new(&process, seccomp, task.reporter.clone()))
                 .and_then(|workload| workload.find().map(|_| workload));
@@ -86,23 +81,19 @@ pub fn run(task: Task, init: Option<&str>) -> Result<Pid, Failure> {
 }
 
 fn read_specification(id: &str) -> Result<Spec, Failure> {
-    let text =
-        fs::read(Bundle::new(id).path().join(SPECIFICATION)).context("read the specification")?;
+    let text = fs::read(Bundle::new(id).path().join(SPECIFICATION)).context("read the specification")?;
     serde_json::from_slice(&text).context("read the specification")
 }
 
 /// The process to start; what it leaves open is as for the container's first process, as in runc.
 fn with_defaults(json: &[u8], spec: &Spec) -> Result<Process, Failure> {
-    let mut process: Process = serde_json::from_slice(json)
-        .map_err(|error| Failure::invalid(format!("oci_process_json: {error}")))?;
+    let mut process: Process =
+        serde_json::from_slice(json).map_err(|error| Failure::invalid(format!("oci_process_json: {error}")))?;
     specification::check_process(&process)?;
     // Absent sets are filled with a default by the parser: what was given has to be asked of the text itself.
     let given: serde_json::Value = serde_json::from_slice(json).map_err(Failure::invalid)?;
     if let Some(first) = spec.process() {
-        if given
-            .get("capabilities")
-            .is_none_or(serde_json::Value::is_null)
-        {
+        if given.get("capabilities").is_none_or(serde_json::Value::is_null) {
             process.set_capabilities(first.capabilities().clone());
         }
         if given.get("rlimits").is_none_or(serde_json::Value::is_null) {
@@ -126,10 +117,7 @@ fn join_cgroup(id: &str, init: Pid) -> Result<(), Failure> {
         return Ok(());
     };
     let own = fs::read_to_string(format!("/proc/{init}/cgroup")).unwrap_or_default();
-    let path = own
-        .lines()
-        .find_map(|line| line.strip_prefix("0::/"))
-        .unwrap_or_default();
+    let path = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
     let path = Path::new("/sys/fs/cgroup").join(path);
     if !path.starts_with(cgroup::path(id)) {
         return Err(error).context("join the container's cgroup");
@@ -139,19 +127,12 @@ fn join_cgroup(id: &str, init: Pid) -> Result<(), Failure> {
 
 /// The socket's path is the agent's, so the connection is made before the container's file system is entered.
 fn connect_console(path: Option<&Path>) -> Result<Option<OwnedFd>, Failure> {
-    path.map(|path| {
-        UnixStream::connect(path)
-            .map(OwnedFd::from)
-            .context("connect to the console socket")
-    })
-    .transpose()
+    path.map(|path| UnixStream::connect(path).map(OwnedFd::from).context("connect to the console socket")).transpose()
 }
 
 fn join_namespaces(init: Pid) -> Result<(), Failure> {
     let inode = |pid: &str, name: &str| {
-        fs::metadata(format!("/proc/{pid}/ns/{name}"))
-            .map(|file| file.ino())
-            .context("look at a namespace")
+        fs::metadata(format!("/proc/{pid}/ns/{name}")).map(|file| file.ino()).context("look at a namespace")
     };
     let mut flags = CloneFlags::empty();
     for (name, flag) in NAMESPACES {
@@ -174,11 +155,7 @@ fn become_user(
     console: Option<OwnedFd>,
     size: &TerminalSize,
 ) -> Result<Process, Failure> {
-    specification::set_user(
-        &mut process,
-        wanted,
-        &Users::read(&Root::open(Path::new("/"))?)?,
-    )?;
+    specification::set_user(&mut process, wanted, &Users::read(&Root::open(Path::new("/"))?)?)?;
     let user = process.user();
     let (uid, gid) = (user.uid(), user.gid());
     setsid().context("start a session")?;
@@ -191,12 +168,7 @@ fn become_user(
     }
     // With all rights first; a directory that only the user may enter (on a network file system) is tried again below.
     let entered = chdir(process.cwd()).is_ok();
-    let groups: Vec<Gid> = user
-        .additional_gids()
-        .iter()
-        .flatten()
-        .map(|&gid| Gid::from_raw(gid))
-        .collect();
+    let groups: Vec<Gid> = user.additional_gids().iter().flatten().map(|&gid| Gid::from_raw(gid)).collect();
     if may_set_groups() {
         setgroups(&groups).context("set the groups")?;
     }
@@ -204,12 +176,8 @@ fn become_user(
     capabilities::reset_effective(create_syscall().as_ref())
         .map_err(|error| Failure::internal(format!("keep capabilities: {}", chain(&error))))?;
     if !entered {
-        chdir(process.cwd()).map_err(|error| {
-            Failure::invalid(format!(
-                "working directory {}: {error}",
-                process.cwd().display()
-            ))
-        })?;
+        chdir(process.cwd())
+            .map_err(|error| Failure::invalid(format!("working directory {}: {error}", process.cwd().display())))?;
     }
     Ok(process)
 }
@@ -221,12 +189,10 @@ fn set_up_terminal(console: OwnedFd, size: &TerminalSize, uid: u32) -> Result<()
         .map_err(|error| Failure::internal(format!("set up the terminal: {}", chain(&error))))?;
     let fit = |size: u32| u16::try_from(size).unwrap_or(u16::MAX);
     if size.columns > 0 && size.rows > 0 {
-        sys::set_terminal_size(io::stdin(), fit(size.columns), fit(size.rows))
-            .context("set the terminal's size")?;
+        sys::set_terminal_size(io::stdin(), fit(size.columns), fit(size.rows)).context("set the terminal's size")?;
     }
     // Group tty (5) stays, as the terminal file system has it.
-    nix::unistd::fchown(io::stdin(), Some(Uid::from_raw(uid)), None)
-        .context("give the terminal to the user")
+    nix::unistd::fchown(io::stdin(), Some(Uid::from_raw(uid)), None).context("give the terminal to the user")
 }
 
 /// Changes user and group; the permitted capabilities stay until the workload drops them.

@@ -15,13 +15,13 @@ mod specification;
 mod user;
 mod workload;
 
+use hull_protocol::MAX_MESSAGE_BYTES;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use hull_protocol::MAX_MESSAGE_BYTES;
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 use crate::failure::{Context, Failure};
 use crate::init::system;
@@ -62,9 +62,7 @@ pub fn main(role: Role, mut arguments: impl Iterator<Item = OsString>) -> u8 {
     // The standard streams belong to the container: a panic is reported, not printed.
     let panics = reporter.clone();
     std::panic::set_hook(Box::new(move |panic| {
-        panics.report(&Reply::Failed(Failure::internal(format!(
-            "the agent's child: {panic}"
-        ))));
+        panics.report(&Reply::Failed(Failure::internal(format!("the agent's child: {panic}"))));
     }));
     detail::Details::collect(reporter.clone());
     let result = prepare().and_then(|()| match role {
@@ -91,25 +89,12 @@ fn task(arguments: &mut impl Iterator<Item = OsString>) -> Option<(Task, Option<
     };
     let request_fd = fd()?;
     let reporter = Reporter::new(fd()?);
-    let console = arguments
-        .next()
-        .filter(|path| !path.is_empty())
-        .map(PathBuf::from);
+    let console = arguments.next().filter(|path| !path.is_empty()).map(PathBuf::from);
     let mut request = Vec::new();
     let limit = 2 * u64::try_from(MAX_MESSAGE_BYTES).ok()?;
-    File::from(request_fd)
-        .take(limit)
-        .read_to_end(&mut request)
-        .ok()?;
+    File::from(request_fd).take(limit).read_to_end(&mut request).ok()?;
     let extra = arguments.next().and_then(|text| text.into_string().ok());
-    Some((
-        Task {
-            request,
-            console,
-            reporter,
-        },
-        extra,
-    ))
+    Some((Task { request, console, reporter }, extra))
 }
 
 /// Gives up what only the agent has and makes this process unreadable for the container that it enters.

@@ -30,25 +30,18 @@ impl Reply {
         let text = String::from_utf8_lossy(line);
         let mut words = text.trim_end().splitn(2, ' ');
         let reply = match (words.next(), words.next()) {
-            (Some("pid"), Some(pid)) => pid
-                .parse()
-                .ok()
-                .filter(|&pid: &i32| pid > 1)
-                .map(|pid| Self::Started(Pid::from_raw(pid))),
+            (Some("pid"), Some(pid)) => {
+                pid.parse().ok().filter(|&pid: &i32| pid > 1).map(|pid| Self::Started(Pid::from_raw(pid)))
+            }
             (Some("failed"), Some(rest)) => {
                 let (code, message) = rest.split_once(' ').unwrap_or((rest, ""));
                 let code = code.parse().ok().and_then(Code::from_i32);
-                Some(Self::Failed(Failure::new(
-                    code.unwrap_or(Code::INTERNAL),
-                    message,
-                )))
+                Some(Self::Failed(Failure::new(code.unwrap_or(Code::INTERNAL), message)))
             }
             (Some("detail"), Some(text)) => Some(Self::Detail(Failure::internal(text).message)),
             _ => None,
         };
-        reply.ok_or_else(|| {
-            Failure::internal("the child of the agent sent a report that can't be read")
-        })
+        reply.ok_or_else(|| Failure::internal("the child of the agent sent a report that can't be read"))
     }
 }
 

@@ -23,32 +23,23 @@ impl Root {
     /// Opens the directory.
     pub fn open(path: &Path) -> Result<Self, Failure> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        Ok(Self(
-            open(path, flags, Mode::empty()).context(format!("open {}", path.display()))?,
-        ))
+        Ok(Self(open(path, flags, Mode::empty()).context(format!("open {}", path.display()))?))
     }
 
     /// Reads a regular file up to a size; what lies beyond is left out. `None` if there is no such file.
     pub fn read(&self, path: &str, max_bytes: u64) -> Result<Option<Vec<u8>>, Failure> {
         // Non-blocking, because an image may have a FIFO there.
-        let file = match self.resolve(
-            Path::new(path),
-            OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY,
-        ) {
+        let file = match self.resolve(Path::new(path), OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY) {
             Ok(file) => file,
             Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::ENXIO) => return Ok(None),
             Err(error) => return Err(error).context(format!("open {path}")),
         };
-        let kind =
-            SFlag::from_bits_truncate(fstat(&file).context(format!("look at {path}"))?.st_mode);
+        let kind = SFlag::from_bits_truncate(fstat(&file).context(format!("look at {path}"))?.st_mode);
         if kind & SFlag::S_IFMT != SFlag::S_IFREG {
             return Ok(None);
         }
         let mut content = Vec::new();
-        File::from(file)
-            .take(max_bytes)
-            .read_to_end(&mut content)
-            .context(format!("read {path}"))?;
+        File::from(file).take(max_bytes).read_to_end(&mut content).context(format!("read {path}"))?;
         Ok(Some(content))
     }
 
@@ -61,22 +52,16 @@ impl Root {
         match unlinkat(&parent, name.as_os_str(), UnlinkatFlags::NoRemoveDir) {
             Ok(()) | Err(Errno::ENOENT) => {}
             Err(Errno::EISDIR) => {
-                return Err(Failure::invalid(format!(
-                    "{path} is a directory in the image"
-                )));
+                return Err(Failure::invalid(format!("{path} is a directory in the image")));
             }
             Err(error) => return Err(error).context(format!("replace {path}")),
         }
-        let flags =
-            OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let mode = Mode::from_bits_truncate(mode & 0o7777);
-        let file =
-            openat(&parent, name.as_os_str(), flags, mode).context(format!("create {path}"))?;
+        let file = openat(&parent, name.as_os_str(), flags, mode).context(format!("create {path}"))?;
         // The mode as asked for, whatever the umask.
         fchmod(&file, mode).context(format!("create {path}"))?;
-        File::from(file)
-            .write_all(content)
-            .context(format!("write {path}"))
+        File::from(file).write_all(content).context(format!("write {path}"))
     }
 
     /// Makes a directory with those above it; what exists stays.
@@ -95,12 +80,7 @@ impl Root {
             directory = match self.resolve(&path, flags) {
                 Err(Errno::ENOENT) => {
                     let action = format!("create {}", path.display());
-                    mkdirat(
-                        &directory,
-                        name.as_os_str(),
-                        Mode::from_bits_truncate(0o755),
-                    )
-                    .context(&action)?;
+                    mkdirat(&directory, name.as_os_str(), Mode::from_bits_truncate(0o755)).context(&action)?;
                     self.resolve(&path, flags).context(&action)?
                 }
                 other => other.context(format!("open {}", path.display()))?,
@@ -130,9 +110,7 @@ fn split(path: &str) -> Result<(Vec<PathBuf>, Option<PathBuf>), Failure> {
         }
     }
     if !path.starts_with('/') || path.contains('\0') || names.len() > MAX_DEPTH {
-        return Err(Failure::invalid(format!(
-            "path {path:?} is not absolute or too deep"
-        )));
+        return Err(Failure::invalid(format!("path {path:?} is not absolute or too deep")));
     }
     let name = names.pop();
     Ok((names, name))
@@ -153,13 +131,9 @@ mod tests {
     fn files_are_written_and_read_with_their_mode() {
         use std::os::unix::fs::PermissionsExt;
         let (directory, root) = root();
-        root.write("/etc/hosts", b"127.0.0.1 localhost\n", 0o644)
-            .expect("write");
+        root.write("/etc/hosts", b"127.0.0.1 localhost\n", 0o644).expect("write");
         assert_eq!(root.read("/etc/hosts", 9), Ok(Some(b"127.0.0.1".to_vec())));
-        let mode = std::fs::metadata(directory.path().join("etc/hosts"))
-            .expect("stat")
-            .permissions()
-            .mode();
+        let mode = std::fs::metadata(directory.path().join("etc/hosts")).expect("stat").permissions().mode();
         assert_eq!(mode & 0o7777, 0o644);
         assert_eq!(root.read("/etc/none", 9), Ok(None));
     }
@@ -180,26 +154,14 @@ mod tests {
     fn a_link_at_the_end_is_replaced_and_not_followed() {
         let (directory, root) = root();
         symlink("/etc/shadow", directory.path().join("resolv.conf")).expect("link");
-        root.write("/resolv.conf", b"nameserver 1.1.1.1\n", 0o644)
-            .expect("write");
-        assert!(
-            directory
-                .path()
-                .join("resolv.conf")
-                .symlink_metadata()
-                .expect("stat")
-                .is_file()
-        );
+        root.write("/resolv.conf", b"nameserver 1.1.1.1\n", 0o644).expect("write");
+        assert!(directory.path().join("resolv.conf").symlink_metadata().expect("stat").is_file());
     }
 
     #[test]
     fn a_fifo_is_no_file_and_does_not_block() {
         let (directory, root) = root();
-        nix::unistd::mkfifo(
-            &directory.path().join("passwd"),
-            Mode::from_bits_truncate(0o600),
-        )
-        .expect("fifo");
+        nix::unistd::mkfifo(&directory.path().join("passwd"), Mode::from_bits_truncate(0o600)).expect("fifo");
         assert_eq!(root.read("/passwd", 99), Ok(None));
     }
 

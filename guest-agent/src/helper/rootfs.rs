@@ -27,14 +27,8 @@ pub fn mount_root(bundle: &Bundle, rootfs: &RootFilesystem) -> Result<PathBuf, F
         0 => "mode=755".to_string(),
         size => format!("mode=755,size={size}"),
     };
-    mount(
-        Some("tmpfs"),
-        &upper,
-        Some("tmpfs"),
-        MsFlags::empty(),
-        Some(options.as_str()),
-    )
-    .context("mount the upper layer")?;
+    mount(Some("tmpfs"), &upper, Some("tmpfs"), MsFlags::empty(), Some(options.as_str()))
+        .context("mount the upper layer")?;
     let (upper_directory, work_directory) = (upper.join("upper"), upper.join("work"));
     fs::create_dir(&upper_directory).context("create the upper layer")?;
     fs::create_dir(&work_directory).context("create the upper layer")?;
@@ -45,14 +39,8 @@ pub fn mount_root(bundle: &Bundle, rootfs: &RootFilesystem) -> Result<PathBuf, F
         upper_directory.display(),
         work_directory.display()
     );
-    mount(
-        Some("overlay"),
-        &target,
-        Some("overlay"),
-        MsFlags::empty(),
-        Some(options.as_str()),
-    )
-    .context("mount the overlay")?;
+    mount(Some("overlay"), &target, Some("overlay"), MsFlags::empty(), Some(options.as_str()))
+        .context("mount the overlay")?;
     Ok(target)
 }
 
@@ -60,10 +48,7 @@ pub fn mount_root(bundle: &Bundle, rootfs: &RootFilesystem) -> Result<PathBuf, F
 fn mount_image(rootfs: &RootFilesystem) -> Result<PathBuf, Failure> {
     let serial = rootfs.image_serial.as_str();
     if rootfs.image_type != "erofs" {
-        return Err(Failure::invalid(format!(
-            "image type {:?} is not \"erofs\"",
-            rootfs.image_type
-        )));
+        return Err(Failure::invalid(format!("image type {:?} is not \"erofs\"", rootfs.image_type)));
     }
     let target = Path::new(layout::IMAGES).join(serial);
     match fs::create_dir(&target) {
@@ -94,7 +79,5 @@ fn find_disk(serial: &str) -> Result<PathBuf, Failure> {
             return Ok(Path::new("/dev").join(disk.file_name()));
         }
     }
-    Err(Failure::not_found(format!(
-        "no disk has the serial number {serial}"
-    )))
+    Err(Failure::not_found(format!("no disk has the serial number {serial}")))
 }

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
-    Hooks, LinuxDeviceCgroup, LinuxIdMapping, LinuxNamespaceType, LinuxResources, LinuxSeccomp,
-    LinuxSeccompAction, Mount, MountBuilder, Process, Root, Spec,
+    Hooks, LinuxDeviceCgroup, LinuxIdMapping, LinuxNamespaceType, LinuxResources, LinuxSeccomp, LinuxSeccompAction,
+    Mount, MountBuilder, Process, Root, Spec,
 };
 
 use crate::cgroup;
@@ -31,33 +31,14 @@ pub struct Extracted {
 }
 
 /// Prepares the specification of a container whose root is mounted at `root`.
-pub fn prepare(
-    spec: &mut Spec,
-    id: &str,
-    root: &Path,
-    read_only: bool,
-    use_init: bool,
-) -> Result<Extracted, Failure> {
-    let process = spec
-        .process()
-        .clone()
-        .ok_or_else(|| Failure::invalid("the specification has no process"))?;
+pub fn prepare(spec: &mut Spec, id: &str, root: &Path, read_only: bool, use_init: bool) -> Result<Extracted, Failure> {
+    let process = spec.process().clone().ok_or_else(|| Failure::invalid("the specification has no process"))?;
     check_process(&process)?;
-    let mut linux = spec
-        .linux()
-        .clone()
-        .ok_or_else(|| Failure::invalid("the specification has no linux section"))?;
+    let mut linux = spec.linux().clone().ok_or_else(|| Failure::invalid("the specification has no linux section"))?;
 
-    let read_only = read_only
-        || spec
-            .root()
-            .as_ref()
-            .and_then(Root::readonly)
-            .unwrap_or(false);
+    let read_only = read_only || spec.root().as_ref().and_then(Root::readonly).unwrap_or(false);
     let mut new_root = Root::default();
-    new_root
-        .set_path(root.to_path_buf())
-        .set_readonly(Some(read_only));
+    new_root.set_path(root.to_path_buf()).set_readonly(Some(read_only));
     spec.set_root(Some(new_root));
     spec.set_hooks(spec.hooks().as_ref().and_then(guest_hooks));
     let new_network = split_namespaces(&mut linux)?;
@@ -70,11 +51,7 @@ pub fn prepare(
     }
     spec.set_mounts(Some(mounts));
 
-    let network_sysctls = if new_network {
-        HashMap::new()
-    } else {
-        take_network_sysctls(&mut linux)
-    };
+    let network_sysctls = if new_network { HashMap::new() } else { take_network_sysctls(&mut linux) };
     let seccomp = linux.seccomp().clone();
     if let Some(seccomp) = &seccomp {
         check_seccomp(seccomp)?;
@@ -93,13 +70,7 @@ pub fn prepare(
         .set_intel_rdt(None)
         .set_mount_label(None);
     spec.set_linux(Some(linux));
-    Ok(Extracted {
-        process,
-        seccomp,
-        devices,
-        network_sysctls,
-        new_network,
-    })
+    Ok(Extracted { process, seccomp, devices, network_sysctls, new_network })
 }
 
 /// Checks what is not checked elsewhere.
@@ -107,19 +78,12 @@ pub fn check_process(process: &Process) -> Result<(), Failure> {
     if process.args().as_ref().is_none_or(Vec::is_empty) {
         return Err(Failure::invalid("the process has no command"));
     }
-    let zero = |texts: Option<&Vec<String>>| {
-        texts.is_some_and(|texts| texts.iter().any(|text| text.contains('\0')))
-    };
+    let zero = |texts: Option<&Vec<String>>| texts.is_some_and(|texts| texts.iter().any(|text| text.contains('\0')));
     if zero(process.args().as_ref()) || zero(process.env().as_ref()) {
-        return Err(Failure::invalid(
-            "a command and its environment can't have NUL characters",
-        ));
+        return Err(Failure::invalid("a command and its environment can't have NUL characters"));
     }
     if !process.cwd().is_absolute() {
-        return Err(Failure::invalid(format!(
-            "working directory {:?} is not absolute",
-            process.cwd()
-        )));
+        return Err(Failure::invalid(format!("working directory {:?} is not absolute", process.cwd())));
     }
     Ok(())
 }
@@ -130,18 +94,11 @@ pub fn set_user(process: &mut Process, wanted: &str, users: &Users) -> Result<()
     let home = if wanted.is_empty() {
         users.home(user.uid()).map(String::from)
     } else {
-        let Identity {
-            uid,
-            gid,
-            mut groups,
-            home,
-        } = users.look_up(wanted)?;
+        let Identity { uid, gid, mut groups, home } = users.look_up(wanted)?;
         groups.extend(user.additional_gids().iter().flatten());
         groups.sort_unstable();
         groups.dedup();
-        user.set_uid(uid)
-            .set_gid(gid)
-            .set_additional_gids(Some(groups));
+        user.set_uid(uid).set_gid(gid).set_additional_gids(Some(groups));
         home
     };
     process.set_user(user);
@@ -167,9 +124,7 @@ pub fn map_id(mappings: Option<&Vec<LinuxIdMapping>>, id: u32) -> u32 {
         .iter()
         .find_map(|mapping| {
             let offset = id.checked_sub(mapping.container_id())?;
-            (offset < mapping.size())
-                .then(|| mapping.host_id().checked_add(offset))
-                .flatten()
+            (offset < mapping.size()).then(|| mapping.host_id().checked_add(offset)).flatten()
         })
         .unwrap_or(id)
 }
@@ -177,24 +132,16 @@ pub fn map_id(mappings: Option<&Vec<LinuxIdMapping>>, id: u32) -> u32 {
 /// The process as libcontainer gets it: capabilities and filters come later (`workload`), labels are of no use.
 pub fn for_libcontainer(process: &Process) -> Process {
     let mut process = process.clone();
-    process
-        .set_capabilities(None)
-        .set_no_new_privileges(None)
-        .set_apparmor_profile(None)
-        .set_selinux_label(None);
+    process.set_capabilities(None).set_no_new_privileges(None).set_apparmor_profile(None).set_selinux_label(None);
     process
 }
 
 /// The hooks that run in the guest; the front door runs the others on the host.
 fn guest_hooks(hooks: &Hooks) -> Option<Hooks> {
     let mut guest = Hooks::default();
-    guest
-        .set_create_container(hooks.create_container().clone())
-        .set_start_container(hooks.start_container().clone());
+    guest.set_create_container(hooks.create_container().clone()).set_start_container(hooks.start_container().clone());
     let some = [guest.create_container(), guest.start_container()];
-    let any = some
-        .iter()
-        .any(|hooks| hooks.as_ref().is_some_and(|hooks| !hooks.is_empty()));
+    let any = some.iter().any(|hooks| hooks.as_ref().is_some_and(|hooks| !hooks.is_empty()));
     any.then_some(guest)
 }
 
@@ -217,15 +164,9 @@ fn split_namespaces(linux: &mut oci_spec::runtime::Linux) -> Result<bool, Failur
     let mut namespaces = linux.namespaces().clone().unwrap_or_default();
     namespaces.retain(|ns| !(ns.typ() == LinuxNamespaceType::Network && ns.path().is_some()));
     if let Some(ns) = namespaces.iter().find(|ns| ns.path().is_some()) {
-        return Err(Failure::invalid(format!(
-            "the {} namespace has a path, which is the host's",
-            ns.typ()
-        )));
+        return Err(Failure::invalid(format!("the {} namespace has a path, which is the host's", ns.typ())));
     }
-    if !namespaces
-        .iter()
-        .any(|ns| ns.typ() == LinuxNamespaceType::Mount)
-    {
+    if !namespaces.iter().any(|ns| ns.typ() == LinuxNamespaceType::Mount) {
         return Err(Failure::invalid("a container needs a mount namespace"));
     }
     linux.set_namespaces(Some(namespaces));
@@ -233,11 +174,7 @@ fn split_namespaces(linux: &mut oci_spec::runtime::Linux) -> Result<bool, Failur
 }
 
 fn has_namespace(linux: &oci_spec::runtime::Linux, kind: LinuxNamespaceType) -> bool {
-    linux
-        .namespaces()
-        .iter()
-        .flatten()
-        .any(|ns| ns.typ() == kind)
+    linux.namespaces().iter().flatten().any(|ns| ns.typ() == kind)
 }
 
 /// Only the owner of a network namespace may mount sysfs. A container with a user namespace and the guest's own network
@@ -248,33 +185,23 @@ fn bind_sysfs(mounts: &mut [Mount]) {
             continue;
         }
         let options = ["rbind", "ro", "nosuid", "noexec", "nodev", "rprivate"].map(String::from);
-        mount
-            .set_typ(Some("bind".into()))
-            .set_source(Some("/sys".into()))
-            .set_options(Some(options.into()));
+        mount.set_typ(Some("bind".into())).set_source(Some("/sys".into())).set_options(Some(options.into()));
     }
 }
 
 fn take_network_sysctls(linux: &mut oci_spec::runtime::Linux) -> HashMap<String, String> {
     let sysctls = linux.sysctl().clone().unwrap_or_default();
-    let (network, others) = sysctls
-        .into_iter()
-        .partition(|(key, _)| key.starts_with("net.") || key.starts_with("net/"));
+    let (network, others) =
+        sysctls.into_iter().partition(|(key, _)| key.starts_with("net.") || key.starts_with("net/"));
     linux.set_sysctl(Some(others));
     network
 }
 
 fn check_seccomp(seccomp: &LinuxSeccomp) -> Result<(), Failure> {
     let notifies = seccomp.default_action() == LinuxSeccompAction::ScmpActNotify
-        || seccomp
-            .syscalls()
-            .iter()
-            .flatten()
-            .any(|rule| rule.action() == LinuxSeccompAction::ScmpActNotify);
+        || seccomp.syscalls().iter().flatten().any(|rule| rule.action() == LinuxSeccompAction::ScmpActNotify);
     if notifies {
-        return Err(Failure::invalid(
-            "SCMP_ACT_NOTIFY needs a listener, which no process in the guest is",
-        ));
+        return Err(Failure::invalid("SCMP_ACT_NOTIFY needs a listener, which no process in the guest is"));
     }
     Ok(())
 }

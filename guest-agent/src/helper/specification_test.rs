@@ -40,8 +40,7 @@ fn what_belongs_to_the_host_is_taken_out() {
 
 #[test]
 fn namespaces_of_the_host_are_refused_and_a_mount_namespace_is_needed() {
-    let mut of_host =
-        spec(json!({"namespaces": [{"type": "mount"}, {"type": "pid", "path": "/proc/1/ns/pid"}]}));
+    let mut of_host = spec(json!({"namespaces": [{"type": "mount"}, {"type": "pid", "path": "/proc/1/ns/pid"}]}));
     assert!(prepared(&mut of_host).is_err());
     let mut none = spec(json!({"namespaces": []}));
     assert!(prepared(&mut none).is_err());
@@ -63,8 +62,7 @@ fn a_process_needs_a_command_and_an_absolute_directory() {
 #[test]
 fn identifiers_are_mapped_to_the_outside() {
     let mappings: Vec<LinuxIdMapping> =
-        serde_json::from_value(json!([{"containerID": 0, "hostID": 100_000, "size": 1000}]))
-            .expect("mappings");
+        serde_json::from_value(json!([{"containerID": 0, "hostID": 100_000, "size": 1000}])).expect("mappings");
     assert_eq!(map_id(Some(&mappings), 5), 100_005);
     assert_eq!(map_id(Some(&mappings), 1000), 1000);
     assert_eq!(map_id(None, 5), 5);

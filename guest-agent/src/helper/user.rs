@@ -35,10 +35,7 @@ impl Users {
             let content = root.read(path, MAX_FILE_BYTES)?.unwrap_or_default();
             Ok::<_, Failure>(String::from_utf8_lossy(&content).into_owned())
         };
-        Ok(Self {
-            passwd: text("/etc/passwd")?,
-            group: text("/etc/group")?,
-        })
+        Ok(Self { passwd: text("/etc/passwd")?, group: text("/etc/group")? })
     }
 
     /// Looks up "name", "uid", "name:group", "uid:gid" and the like, by Docker's rules: a name must exist, a number need
@@ -54,16 +51,10 @@ impl Users {
             None => entry.name == user,
         });
         let mut identity = match (&entry, number) {
-            (Some(entry), _) => Identity {
-                uid: entry.uid,
-                gid: entry.gid,
-                groups: Vec::new(),
-                home: Some(entry.home.to_string()),
-            },
-            (None, Some(uid)) => Identity {
-                uid,
-                ..Identity::default()
-            },
+            (Some(entry), _) => {
+                Identity { uid: entry.uid, gid: entry.gid, groups: Vec::new(), home: Some(entry.home.to_string()) }
+            }
+            (None, Some(uid)) => Identity { uid, ..Identity::default() },
             (None, None) => {
                 return Err(Failure::not_found(format!(
                     "unable to find user {user}: no matching entries in passwd file"
@@ -80,9 +71,7 @@ impl Users {
 
     /// Home directory of a user by number.
     pub fn home(&self, uid: u32) -> Option<&str> {
-        self.entries()
-            .find(|entry| entry.uid == uid)
-            .map(|entry| entry.home)
+        self.entries().find(|entry| entry.uid == uid).map(|entry| entry.home)
     }
 
     fn entries(&self) -> impl Iterator<Item = Entry<'_>> {
@@ -91,15 +80,9 @@ impl Users {
 
     fn group_id(&self, group: &str) -> Result<u32, Failure> {
         let number = group.parse::<u32>().ok();
-        let known = self
-            .group
-            .lines()
-            .filter_map(parse_group)
-            .find(|(name, _, _)| *name == group);
+        let known = self.group.lines().filter_map(parse_group).find(|(name, _, _)| *name == group);
         known.map(|(_, gid, _)| gid).or(number).ok_or_else(|| {
-            Failure::not_found(format!(
-                "unable to find group {group}: no matching entries in group file"
-            ))
+            Failure::not_found(format!("unable to find group {group}: no matching entries in group file"))
         })
     }
 
@@ -129,12 +112,7 @@ impl<'a> Entry<'a> {
         let uid = fields.nth(1)?.parse().ok()?;
         let gid = fields.next()?.parse().ok()?;
         let home = fields.nth(1).filter(|home| !home.is_empty()).unwrap_or("/");
-        Some(Self {
-            name,
-            uid,
-            gid,
-            home,
-        })
+        Some(Self { name, uid, gid, home })
     }
 }
 
@@ -187,10 +165,7 @@ mod tests {
 
     #[test]
     fn homes_come_from_the_database() {
-        assert_eq!(
-            users().look_up("app").expect("app").home.as_deref(),
-            Some("/home/app")
-        );
+        assert_eq!(users().look_up("app").expect("app").home.as_deref(), Some("/home/app"));
         assert_eq!(users().look_up("4242").expect("number").home, None);
         assert_eq!(users().home(33), Some("/var/www"));
     }

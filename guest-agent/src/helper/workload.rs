@@ -9,9 +9,7 @@ use std::ffi::{CString, NulError};
 use std::path::{Path, PathBuf};
 
 use libcontainer::syscall::syscall::create_syscall;
-use libcontainer::workload::{
-    Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
-};
+use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use libcontainer::{capabilities, seccomp};
 use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access, execve};
@@ -63,22 +61,14 @@ impl Workload {
                 Ok(()) => Ok(path),
                 Err(Errno::EACCES) => Err(Failure::denied(fail("permission denied"))),
                 Err(Errno::EISDIR) => Err(Failure::denied(fail("is a directory"))),
-                Err(error) => Err(Failure::not_found(fail(&format!(
-                    "stat {name}: {}",
-                    describe(error)
-                )))),
+                Err(error) => Err(Failure::not_found(fail(&format!("stat {name}: {}", describe(error))))),
             };
         }
-        let path = self
-            .env
-            .iter()
-            .find_map(|entry| entry.strip_prefix("PATH="))
-            .unwrap_or("");
+        let path = self.env.iter().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or("");
         let mut denied = false;
         for directory in path.split(':').filter(|_| !name.is_empty()) {
             // An empty entry is the working directory.
-            let candidate =
-                Path::new(if directory.is_empty() { "." } else { directory }).join(name);
+            let candidate = Path::new(if directory.is_empty() { "." } else { directory }).join(name);
             match executable(&candidate) {
                 Ok(()) => return Ok(candidate),
                 Err(Errno::EACCES) => denied = true,
@@ -88,9 +78,7 @@ impl Workload {
         if denied {
             return Err(Failure::denied(fail("permission denied")));
         }
-        Err(Failure::not_found(fail(
-            "executable file not found in $PATH",
-        )))
+        Err(Failure::not_found(fail("executable file not found in $PATH")))
     }
 
     /// Becomes the command. Returns only if that fails, after having reported it.
@@ -107,18 +95,12 @@ impl Workload {
         let found = self.find()?;
         let (path, args) = if self.use_init {
             let own = ["hull-init", container_init::FLAG, "--"].map(String::from);
-            (
-                PathBuf::from(layout::CONTAINER_INIT),
-                own.into_iter().chain(self.args.iter().cloned()).collect(),
-            )
+            (PathBuf::from(layout::CONTAINER_INIT), own.into_iter().chain(self.args.iter().cloned()).collect())
         } else {
             (found, self.args.clone())
         };
         let path = CString::new(path.into_os_string().into_encoded_bytes()).context("command")?;
-        let (args, env) = (
-            strings(&args).context("command")?,
-            strings(&self.env).context("environment")?,
-        );
+        let (args, env) = (strings(&args).context("command")?, strings(&self.env).context("environment")?);
 
         sys::reset_signals().context("reset signals")?;
         sys::close_on_exec_from_3().context("close descriptors")?;
@@ -184,11 +166,8 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 /// Sets that are not given are empty: a process has the capabilities that it was given, and no others.
 fn complete(given: Option<&LinuxCapabilities>) -> LinuxCapabilities {
     let mut all = LinuxCapabilities::default();
-    let set = |get: fn(&LinuxCapabilities) -> &Option<_>| {
-        given
-            .and_then(|given| get(given).clone())
-            .unwrap_or_default()
-    };
+    let set =
+        |get: fn(&LinuxCapabilities) -> &Option<_>| given.and_then(|given| get(given).clone()).unwrap_or_default();
     all.set_bounding(Some(set(LinuxCapabilities::bounding)))
         .set_effective(Some(set(LinuxCapabilities::effective)))
         .set_permitted(Some(set(LinuxCapabilities::permitted)))
@@ -212,10 +191,7 @@ fn describe(error: Errno) -> String {
 }
 
 fn strings(texts: &[String]) -> Result<Vec<CString>, NulError> {
-    texts
-        .iter()
-        .map(|text| CString::new(text.as_str()))
-        .collect()
+    texts.iter().map(|text| CString::new(text.as_str())).collect()
 }
 
 #[cfg(test)]
@@ -242,26 +218,10 @@ mod tests {
         }
         let find = |name: &str| workload(name, directory.path()).find();
         assert_eq!(find("good"), Ok(directory.path().join("good")));
-        assert_eq!(
-            find("plain").map_err(|f| f.code),
-            Err(ttrpc::Code::PERMISSION_DENIED)
-        );
-        assert_eq!(
-            find("none"),
-            Err(Failure::not_found(
-                "exec: \"none\": executable file not found in $PATH"
-            ))
-        );
-        assert_eq!(
-            find("/none"),
-            Err(Failure::not_found(
-                "exec: \"/none\": stat /none: no such file or directory"
-            ))
-        );
-        assert_eq!(
-            find("/").map_err(|f| f.code),
-            Err(ttrpc::Code::PERMISSION_DENIED)
-        );
+        assert_eq!(find("plain").map_err(|f| f.code), Err(ttrpc::Code::PERMISSION_DENIED));
+        assert_eq!(find("none"), Err(Failure::not_found("exec: \"none\": executable file not found in $PATH")));
+        assert_eq!(find("/none"), Err(Failure::not_found("exec: \"/none\": stat /none: no such file or directory")));
+        assert_eq!(find("/").map_err(|f| f.code), Err(ttrpc::Code::PERMISSION_DENIED));
         assert_eq!(find("").map_err(|f| f.code), Err(ttrpc::Code::NOT_FOUND));
     }
 }

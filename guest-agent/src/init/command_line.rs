@@ -25,14 +25,7 @@ mod tests {
 
     #[test]
     fn a_missing_or_broken_token_is_none() {
-        for line in [
-            "",
-            "quiet",
-            "hull.boot_token",
-            "hull.boot_token=",
-            "hull.boot_token=12",
-            "xhull.boot_token=00",
-        ] {
+        for line in ["", "quiet", "hull.boot_token", "hull.boot_token=", "hull.boot_token=12", "xhull.boot_token=00"] {
             assert_eq!(boot_token(line), None, "{line}");
         }
     }

@@ -15,32 +15,15 @@ const MOUNTS: [(&str, &str, MsFlags, &str); 9] = [
     ("proc", "/proc", SAFE, ""),
     ("sysfs", "/sys", SAFE, ""),
     ("devtmpfs", "/dev", MsFlags::MS_NOSUID, "mode=755"),
-    (
-        "devpts",
-        "/dev/pts",
-        MsFlags::MS_NOSUID,
-        "gid=5,mode=620,ptmxmode=666",
-    ),
+    ("devpts", "/dev/pts", MsFlags::MS_NOSUID, "gid=5,mode=620,ptmxmode=666"),
     ("tmpfs", "/dev/shm", SAFE, "mode=1777"),
     ("mqueue", "/dev/mqueue", SAFE, ""),
-    (
-        "tmpfs",
-        "/run",
-        MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV),
-        "mode=755",
-    ),
-    (
-        "tmpfs",
-        "/tmp",
-        MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV),
-        "mode=1777",
-    ),
+    ("tmpfs", "/run", MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV), "mode=755"),
+    ("tmpfs", "/tmp", MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV), "mode=1777"),
     ("cgroup2", "/sys/fs/cgroup", SAFE, "nsdelegate"),
 ];
 
-const SAFE: MsFlags = MsFlags::MS_NOSUID
-    .union(MsFlags::MS_NODEV)
-    .union(MsFlags::MS_NOEXEC);
+const SAFE: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOEXEC);
 
 const NONE: Option<&str> = None;
 
@@ -55,18 +38,13 @@ pub fn set_up() -> Result<()> {
     }
     // The agent's binary becomes reachable through /proc/PID/exe of the processes that it starts in containers:
     // read-only, so that nobody writes to it.
-    mount(
-        NONE,
-        "/",
-        NONE,
-        MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY,
-        NONE,
-    )
-    .context("remount / read-only")?;
+    mount(NONE, "/", NONE, MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY, NONE)
+        .context("remount / read-only")?;
     for directory in [layout::STATE, layout::IMAGES, layout::CONSOLES] {
         DirBuilder::new()
             .recursive(true)
-            .mode(0o700)
+            // The root of a user namespace is nobody here and has to pass on the way to its root directory.
+            .mode(0o711)
             .create(directory)
             .with_context(|| format!("create {directory}"))?;
     }

@@ -23,11 +23,7 @@ pub async fn quiesce() {
     let Ok(mounts) = fs::read_to_string("/proc/self/mounts") else {
         return;
     };
-    for target in mounts
-        .lines()
-        .rev()
-        .filter_map(|line| line.split(' ').nth(1))
-    {
+    for target in mounts.lines().rev().filter_map(|line| line.split(' ').nth(1)) {
         if target.starts_with(layout::RUN) {
             let _ = umount2(target, MntFlags::MNT_DETACH);
         }

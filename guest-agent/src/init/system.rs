@@ -28,37 +28,22 @@ pub const DEFAULT_DESCRIPTORS: u64 = 1024;
 /// Applies everything. What fails is told on the console and is no reason to stop: the kernel may lack it.
 pub fn set_up() {
     for (key, value) in SYSCTLS {
-        report(
-            &format!("sysctl {key}"),
-            fs::write(format!("/proc/sys/{key}"), value),
-        );
+        report(&format!("sysctl {key}"), fs::write(format!("/proc/sys/{key}"), value));
     }
     report("hostname", nix::unistd::sethostname("hull"));
     report("loopback interface", sys::interface_up("lo"));
     // A container that uses up the memory must not take the agent with it.
-    report(
-        "oom_score_adj",
-        fs::write("/proc/self/oom_score_adj", "-1000"),
-    );
-    report(
-        "RLIMIT_NOFILE",
-        setrlimit(Resource::RLIMIT_NOFILE, MAX_DESCRIPTORS, MAX_DESCRIPTORS),
-    );
+    report("oom_score_adj", fs::write("/proc/self/oom_score_adj", "-1000"));
+    report("RLIMIT_NOFILE", setrlimit(Resource::RLIMIT_NOFILE, MAX_DESCRIPTORS, MAX_DESCRIPTORS));
     // The default follows the guest's memory (about 250 in 64 MiB); the pids controller is the limit that counts.
     let unlimited = libc::RLIM_INFINITY;
-    report(
-        "RLIMIT_NPROC",
-        setrlimit(Resource::RLIMIT_NPROC, unlimited, unlimited),
-    );
+    report("RLIMIT_NPROC", setrlimit(Resource::RLIMIT_NPROC, unlimited, unlimited));
 }
 
 /// Sets a container's default soft limit of descriptors, in the process that becomes the container's.
 pub fn default_limits() {
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        report(
-            "RLIMIT_NOFILE",
-            setrlimit(Resource::RLIMIT_NOFILE, DEFAULT_DESCRIPTORS.min(hard), hard),
-        );
+        report("RLIMIT_NOFILE", setrlimit(Resource::RLIMIT_NOFILE, DEFAULT_DESCRIPTORS.min(hard), hard));
     }
 }
 

@@ -24,8 +24,7 @@ impl Terminal {
     /// Sets the size; sizes beyond 65535 are refused.
     pub fn resize(&self, columns: u32, rows: u32) -> Result<(), Failure> {
         let fit = |size: u32| {
-            u16::try_from(size)
-                .map_err(|_| Failure::invalid("a terminal has at most 65535 columns and rows"))
+            u16::try_from(size).map_err(|_| Failure::invalid("a terminal has at most 65535 columns and rows"))
         };
         sys::set_terminal_size(&*self.0, fit(columns)?, fit(rows)?).context("resize the terminal")
     }
@@ -33,8 +32,7 @@ impl Terminal {
     /// Another descriptor for the master, non-blocking.
     pub fn duplicate(&self) -> Result<OwnedFd, Failure> {
         let fd = self.0.try_clone().context("duplicate the terminal")?;
-        fcntl(&fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK | OFlag::O_RDWR))
-            .context("set up the terminal")?;
+        fcntl(&fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK | OFlag::O_RDWR)).context("set up the terminal")?;
         Ok(fd)
     }
 }
@@ -52,9 +50,7 @@ impl ConsoleSocket {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = Path::new(layout::CONSOLES).join(number.to_string());
         let listener = UnixListener::bind(&path).context("listen for the terminal")?;
-        listener
-            .set_nonblocking(true)
-            .context("listen for the terminal")?;
+        listener.set_nonblocking(true).context("listen for the terminal")?;
         Ok(Self { path, listener })
     }
 
@@ -70,8 +66,8 @@ impl ConsoleSocket {
         let mut parts = [IoSliceMut::new(&mut name)];
         let mut control = nix::cmsg_space!([RawFd; 1]);
         let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
-        let message = recvmsg::<()>(stream.as_raw_fd(), &mut parts, Some(&mut control), flags)
-            .context("receive the terminal")?;
+        let message =
+            recvmsg::<()>(stream.as_raw_fd(), &mut parts, Some(&mut control), flags).context("receive the terminal")?;
         let mut fds = message
             .cmsgs()
             .context("receive the terminal")?
@@ -80,9 +76,7 @@ impl ConsoleSocket {
                 _ => None,
             })
             .flatten();
-        let fd = fds
-            .next()
-            .ok_or_else(|| Failure::internal("no terminal was sent"))?;
+        let fd = fds.next().ok_or_else(|| Failure::internal("no terminal was sent"))?;
         let fd = sys::inherited_fd(fd).context("receive the terminal")?;
         fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).context("receive the terminal")?;
         Ok(Terminal(Arc::new(fd)))

@@ -28,12 +28,7 @@ pub type Fd = AsyncFd<OwnedFd>;
 /// has been handed over.
 ///
 /// A host that closes the stream early loses the rest; the process doesn't notice (no SIGPIPE because a log reader went).
-pub async fn output(
-    source: Fd,
-    sink: Option<Fd>,
-    mut ended: watch::Receiver<bool>,
-    drained: watch::Sender<bool>,
-) {
+pub async fn output(source: Fd, sink: Option<Fd>, mut ended: watch::Receiver<bool>, drained: watch::Sender<bool>) {
     let mut mover = Mover::new();
     let mut sink = sink;
     loop {
@@ -41,16 +36,21 @@ pub async fn output(
             let _ = ended.wait_for(|ended| *ended).await;
             tokio::time::sleep(LEFT_BEHIND_GRACE).await;
         };
-        tokio::select! {
-            ready = source.readable() => if ready.is_err() { break },
+        let moving = async {
+            match &sink {
+                Some(to) => mover.step(&source, to).await,
+                None => discard(&source).await,
+            }
+        };
+        let moved = tokio::select! {
+            moved = moving => moved,
             () = silent, if !*drained.borrow() => {
-                drained.send_replace(true);
+                // A host that reads slowly is waited for as long as it takes.
+                if mover.pending.is_empty() && !ready(&source, PollFlags::POLLIN) {
+                    drained.send_replace(true);
+                }
                 continue;
             }
-        }
-        let moved = match &sink {
-            Some(to) => mover.step(&source, to).await,
-            None => discard(&source).await,
         };
         match moved {
             Ok(0) | Err(Stopped::Source) => break,
@@ -106,10 +106,7 @@ enum Way {
 
 impl Mover {
     fn new() -> Self {
-        Self {
-            way: Way::Splice,
-            pending: 0..0,
-        }
+        Self { way: Way::Splice, pending: 0..0 }
     }
 
     /// Moves some bytes; 0 means the end of the source. May be dropped and started again at any point.
@@ -137,9 +134,7 @@ impl Mover {
                         self.pending = 0..count;
                     }
                     let mut moved = 0;
-                    while let Some(rest) =
-                        buffer.get(self.pending.clone()).filter(|r| !r.is_empty())
-                    {
+                    while let Some(rest) = buffer.get(self.pending.clone()).filter(|r| !r.is_empty()) {
                         let count = write(sink, rest).await.map_err(|_| Stopped::Sink)?;
                         self.pending.start += count;
                         moved += count;
@@ -156,14 +151,7 @@ async fn splice_some(source: &Fd, sink: &Fd) -> Result<usize, Errno> {
     loop {
         let mut readable = source.readable().await.map_err(|_| Errno::EIO)?;
         let mut writable = sink.writable().await.map_err(|_| Errno::EIO)?;
-        match splice(
-            source.get_ref(),
-            None,
-            sink.get_ref(),
-            None,
-            CHUNK_BYTES,
-            flags,
-        ) {
+        match splice(source.get_ref(), None, sink.get_ref(), None, CHUNK_BYTES, flags) {
             Err(Errno::EINTR) => {}
             Err(Errno::EAGAIN) => {
                 // The kernel doesn't say which end isn't ready, and clearing the wrong one would wait for ever.
@@ -187,18 +175,11 @@ async fn discard(source: &Fd) -> Result<usize, Stopped> {
 
 /// Reads what is there. A terminal whose other side is closed answers EIO, which is its end.
 async fn read(source: &Fd, buffer: &mut [u8]) -> io::Result<usize> {
-    source
-        .async_io(tokio::io::Interest::READABLE, |fd| {
-            Ok(nix::unistd::read(fd, buffer)?)
-        })
-        .await
+    source.async_io(tokio::io::Interest::READABLE, |fd| Ok(nix::unistd::read(fd, buffer)?)).await
 }
 
 async fn write(sink: &Fd, bytes: &[u8]) -> io::Result<usize> {
-    sink.async_io(tokio::io::Interest::WRITABLE, |fd| {
-        Ok(nix::unistd::write(fd, bytes)?)
-    })
-    .await
+    sink.async_io(tokio::io::Interest::WRITABLE, |fd| Ok(nix::unistd::write(fd, bytes)?)).await
 }
 
 /// Writes all bytes.

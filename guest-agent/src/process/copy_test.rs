@@ -19,12 +19,7 @@ fn pipe() -> (OwnedFd, OwnedFd) {
 }
 
 fn run<T>(test: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .start_paused(false)
-        .build()
-        .expect("runtime")
-        .block_on(test)
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime").block_on(test)
 }
 
 fn pattern(length: usize) -> Vec<u8> {
@@ -75,8 +70,9 @@ fn a_pipe_is_spliced_to_a_socket_without_loss() {
 #[test]
 fn output_of_an_ended_process_counts_as_complete_while_another_holds_it() {
     run(async {
-        let (source, _held_open) = pipe();
+        let (source, held_open) = pipe();
         let (sink, _reader) = socket();
+        nix::unistd::write(&held_open, b"left behind").expect("write");
         let (_end, ended) = watch::channel(true);
         let (sender, mut drained) = watch::channel(false);
         let task = tokio::spawn(output(fd(source), Some(sink), ended, sender));
@@ -92,15 +88,8 @@ fn a_reader_that_goes_does_not_stop_the_process() {
         let (sink, reader) = socket();
         drop(reader);
         let (_end, ended) = watch::channel(false);
-        let task = tokio::spawn(output(
-            fd(source),
-            Some(sink),
-            ended,
-            watch::channel(false).0,
-        ));
-        write_all(&fd(writer), &pattern(1 << 20))
-            .await
-            .expect("write");
+        let task = tokio::spawn(output(fd(source), Some(sink), ended, watch::channel(false).0));
+        write_all(&fd(writer), &pattern(1 << 20)).await.expect("write");
         task.await.expect("output");
     });
 }

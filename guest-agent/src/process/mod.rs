@@ -47,22 +47,14 @@ impl Process {
     /// Waits for the end of the process only.
     pub async fn ended(&self) -> Option<Exit> {
         let mut ended = self.ended.clone();
-        ended
-            .wait_for(Option::is_some)
-            .await
-            .ok()
-            .and_then(|exit| *exit)
+        ended.wait_for(Option::is_some).await.ok().and_then(|exit| *exit)
     }
 
     /// Waits until the process has ended and its output has been handed to its streams.
     pub async fn wait(&self) -> Result<Exit, Failure> {
         let mut finished = self.finished.clone();
-        finished
-            .wait_for(|finished| *finished)
-            .await
-            .context("wait")?;
-        self.exit()
-            .ok_or_else(|| Failure::internal("the process has no exit status"))
+        finished.wait_for(|finished| *finished).await.context("wait")?;
+        self.exit().ok_or_else(|| Failure::internal("the process has no exit status"))
     }
 
     /// Sends a signal; one that has ended is NOT_FOUND.
@@ -77,8 +69,7 @@ impl Process {
     /// Sets the size of the process's terminal.
     pub fn resize(&self, columns: u32, rows: u32) -> Result<(), Failure> {
         let terminal = self.terminal.as_ref();
-        let terminal =
-            terminal.ok_or_else(|| Failure::precondition("the process has no terminal"))?;
+        let terminal = terminal.ok_or_else(|| Failure::precondition("the process has no terminal"))?;
         terminal.resize(columns, rows)
     }
 

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use hull_protocol::agent::{self, TerminalSize};
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
@@ -24,6 +25,9 @@ use crate::process::stream::Streams;
 use crate::process::{Exit, Process, copy};
 use crate::reaper::{Ended, Reaper};
 use crate::sys;
+
+/// Longest wait for a child that has failed to end.
+const CLEAN_UP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What to start.
 pub struct Spawn<'a> {
@@ -87,19 +91,12 @@ impl Spawn<'_> {
 
         let pid = replies.wait_for_pid().await?;
         let status = spawning.claim(pid);
-        Ok((
-            self.supervise(pid, status, terminal, ends),
-            StartGate(replies),
-        ))
+        Ok((self.supervise(pid, status, terminal, ends), StartGate(replies)))
     }
 
     fn start(&self, ends: ChildEnds, console: Option<&Path>) -> Result<ReplyReader, Failure> {
-        let mut request = File::from(
-            memfd_create(c"request", MFdFlags::MFD_CLOEXEC).context("hand over the request")?,
-        );
-        request
-            .write_all(&self.request)
-            .context("hand over the request")?;
+        let mut request = File::from(memfd_create(c"request", MFdFlags::MFD_CLOEXEC).context("hand over the request")?);
+        request.write_all(&self.request).context("hand over the request")?;
         request.rewind().context("hand over the request")?;
         let (sender, receiver) = pipe::pipe().context("make a pipe")?;
         let reply = sender.into_blocking_fd().context("make a pipe")?;
@@ -121,28 +118,16 @@ impl Spawn<'_> {
             .stderr(ends.stderr);
         // The reaper collects the child; this handle is only a number.
         drop(command.spawn().context("start a child of the agent")?);
-        Ok(ReplyReader {
-            receiver,
-            buffer: Vec::new(),
-            pid: None, detail: None,
-        })
+        Ok(ReplyReader { receiver, buffer: Vec::new(), pid: None, detail: None })
     }
 
-    fn supervise(
-        self,
-        pid: Pid,
-        status: oneshot::Receiver<Ended>,
-        terminal: Option<Terminal>,
-        ends: Ends,
-    ) -> Process {
+    fn supervise(self, pid: Pid, status: oneshot::Receiver<Ended>, terminal: Option<Terminal>, ends: Ends) -> Process {
         let close_stdin = Arc::new(Notify::new());
         let (exit_sender, ended) = watch::channel(None);
         let (end_sender, end) = watch::channel(false);
         let (finish_sender, finished) = watch::channel(false);
 
-        let input = ends
-            .input
-            .map(|(source, sink)| tokio::spawn(copy::input(source, sink, close_stdin.clone())));
+        let input = ends.input.map(|(source, sink)| tokio::spawn(copy::input(source, sink, close_stdin.clone())));
         let outputs: Vec<_> = ends
             .outputs
             .into_iter()
@@ -153,9 +138,7 @@ impl Spawn<'_> {
             })
             .collect();
 
-        let Spawn {
-            cgroup, is_init, ..
-        } = self;
+        let Spawn { cgroup, is_init, .. } = self;
         tokio::spawn(async move {
             // The reaper never drops a claim; without a status there is nothing to tell.
             let Ok(status) = status.await else { return };
@@ -164,10 +147,7 @@ impl Spawn<'_> {
                 // Without a pid namespace of its own, a container's other processes outlive its first.
                 let _ = cgroup::kill(&cgroup);
             }
-            exit_sender.send_replace(Some(Exit {
-                ended: status,
-                oom_killed,
-            }));
+            exit_sender.send_replace(Some(Exit { ended: status, oom_killed }));
             end_sender.send_replace(true);
             if let Some(input) = input {
                 input.abort();
@@ -177,13 +157,7 @@ impl Spawn<'_> {
             }
             finish_sender.send_replace(true);
         });
-        Process {
-            pid,
-            terminal,
-            close_stdin,
-            ended,
-            finished,
-        }
+        Process { pid, terminal, close_stdin, ended, finished }
     }
 }
 
@@ -203,11 +177,7 @@ struct Ends {
 
 impl ChildEnds {
     fn null() -> (Self, Ends) {
-        let ends = Self {
-            stdin: Stdio::null(),
-            stdout: Stdio::null(),
-            stderr: Stdio::null(),
-        };
+        let ends = Self { stdin: Stdio::null(), stdout: Stdio::null(), stderr: Stdio::null() };
         (ends, Ends::default())
     }
 
@@ -219,10 +189,7 @@ impl ChildEnds {
             child.stdin = reader.into();
             ends.input = Some((source, own_end(writer)?));
         }
-        for (sink, slot) in [
-            (streams.stdout, &mut child.stdout),
-            (streams.stderr, &mut child.stderr),
-        ] {
+        for (sink, slot) in [(streams.stdout, &mut child.stdout), (streams.stderr, &mut child.stderr)] {
             if sink.is_some() {
                 let (reader, writer) = new_pipe()?;
                 *slot = writer.into();
@@ -237,10 +204,7 @@ impl Ends {
     fn terminal(terminal: &Terminal, streams: Streams) -> Result<Self, Failure> {
         let end = || own_end(terminal.duplicate()?);
         Ok(Self {
-            input: streams
-                .stdin
-                .map(|source| Ok((source, end()?)))
-                .transpose()?,
+            input: streams.stdin.map(|source| Ok((source, end()?))).transpose()?,
             outputs: vec![(end()?, streams.stdout)],
         })
     }
@@ -277,11 +241,19 @@ impl ReplyReader {
                 self.pid = Some(pid);
                 Ok(pid)
             }
-            Some(Reply::Failed(failure)) => Err(failure),
-            Some(Reply::Detail(_)) | None => Err(Failure::internal(
-                "the child of the agent ended without a report",
-            )),
+            Some(Reply::Failed(failure)) => {
+                self.wait_for_end().await;
+                Err(failure)
+            }
+            Some(Reply::Detail(_)) | None => Err(Failure::internal("the child of the agent ended without a report")),
         }
+    }
+
+    /// Waits until nobody can report any more: libcontainer cleans up after a failure, and the agent must not do it at the
+    /// same time.
+    async fn wait_for_end(&mut self) {
+        let end = async { while let Ok(Some(_)) = self.next().await {} };
+        let _ = tokio::time::timeout(CLEAN_UP_TIMEOUT, end).await;
     }
 
     /// The next report; `None` when no more can come.
@@ -299,11 +271,7 @@ impl ReplyReader {
             if self.buffer.len() > MAX_REPLY_BYTES {
                 return Err(Failure::internal("the child of the agent reports too much"));
             }
-            let count = self
-                .receiver
-                .read_buf(&mut self.buffer)
-                .await
-                .context("read a report")?;
+            let count = self.receiver.read_buf(&mut self.buffer).await.context("read a report")?;
             if count == 0 {
                 return Ok(None);
             }

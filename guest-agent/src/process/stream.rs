@@ -6,9 +6,7 @@ use std::time::Duration;
 
 use hull_protocol::{HOST_CID, STREAM_PORT, Token, agent};
 use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, VsockAddr, connect, getsockopt, socket, sockopt,
-};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, VsockAddr, connect, getsockopt, socket, sockopt};
 use tokio::io::unix::AsyncFd;
 use tokio::time::timeout;
 
@@ -44,8 +42,7 @@ async fn open(name: &str, token: &[u8]) -> Result<Option<AsyncFd<OwnedFd>>, Fail
     if token.is_empty() {
         return Ok(None);
     }
-    let token =
-        Token::try_from(token).map_err(|error| Failure::invalid(format!("{name}: {error}")))?;
+    let token = Token::try_from(token).map_err(|error| Failure::invalid(format!("{name}: {error}")))?;
     let stream = timeout(CONNECT_TIMEOUT, dial(token))
         .await
         .context(format!("open the stream for {name}"))?
