@@ -13,7 +13,7 @@ use crate::arch::{acpi, cpuid, entry, layout, msr};
 use crate::bus::{Bus, RangeError};
 use crate::config::VmConfig;
 use crate::console::ConsoleLog;
-use crate::device::{Power, Serial};
+use crate::device::{KeyboardReset, Power, Serial};
 use crate::kvm::{KvmError, KvmVcpu, KvmVm, OpenError, System, install_kick_handler};
 use crate::loader::{self, LoadError, LoadedKernel};
 use crate::memory::{self, ConfigPages, GuestRam, MemoryError};
@@ -178,7 +178,9 @@ fn ports(console: &Arc<ConsoleLog>, end: &Arc<EndSignal>) -> Result<Bus, BuildEr
     let range = |start: u16, count: u16| u64::from(start)..u64::from(start) + u64::from(count);
     let mut bus = Bus::default();
     bus.insert(range(layout::SERIAL_PORT, layout::SERIAL_PORTS), Arc::new(Serial::new(console.clone())))?;
-    bus.insert(range(layout::POWER_PORT, layout::POWER_PORTS), Arc::new(Power::new(end.clone())))?;
+    let power = Arc::new(Power::new(end.clone(), console.clone()));
+    bus.insert(range(layout::POWER_PORT, layout::POWER_PORTS), power.clone())?;
+    bus.insert(range(layout::KEYBOARD_COMMAND_PORT, 1), Arc::new(KeyboardReset(power)))?;
     Ok(bus)
 }
 

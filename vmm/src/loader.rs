@@ -150,6 +150,7 @@ fn check_elf(memory: &GuestMemoryMmap, file: &File, file_bytes: u64) -> Result<E
     const MACHINE_X86_64: u16 = 62;
     const PT_LOAD: u32 = 1;
     const PT_NOTE: u32 = 4;
+    const KERNEL_HALF: u64 = 1 << 63;
     let truncated = LoadError::BadElf("truncated ELF file");
     let mut header = [0; 64];
     if file.read_exact_at(&mut header, 0).is_err() {
@@ -164,6 +165,7 @@ fn check_elf(memory: &GuestMemoryMmap, file: &File, file_bytes: u64) -> Result<E
     }
     let mut image = ElfImage { end: 0 };
     let mut has_entry = false;
+    let mut has_kernel_address = false;
     for index in 0..u64::from(count) {
         let mut program = [0; 56];
         let at = table.checked_add(index * 56);
@@ -174,8 +176,8 @@ fn check_elf(memory: &GuestMemoryMmap, file: &File, file_bytes: u64) -> Result<E
         if kind != PT_LOAD && kind != PT_NOTE {
             continue;
         }
-        let (offset, start, in_file, in_memory) =
-            (u64_at(&program, 8), u64_at(&program, 24), u64_at(&program, 32), u64_at(&program, 40));
+        let (offset, linked, start) = (u64_at(&program, 8), u64_at(&program, 16), u64_at(&program, 24));
+        let (in_file, in_memory) = (u64_at(&program, 32), u64_at(&program, 40));
         if offset.checked_add(in_file).is_none_or(|end| end > file_bytes) {
             return Err(truncated);
         }
@@ -189,7 +191,11 @@ fn check_elf(memory: &GuestMemoryMmap, file: &File, file_bytes: u64) -> Result<E
         }
         check_room(memory, end)?;
         has_entry |= (start..end).contains(&entry);
+        has_kernel_address |= linked >= KERNEL_HALF;
         image.end = image.end.max(end);
+    }
+    if !has_kernel_address {
+        return Err(LoadError::BadElf("an ELF file, but a program or a library, not a kernel"));
     }
     if !has_entry {
         return Err(LoadError::BadElf("the entry point is in no segment"));
@@ -283,8 +289,9 @@ const PLATFORM_WORDS: &[&str] = &[
     // The level first: what is printed before it is parsed goes out byte by byte through the serial port.
     "loglevel=2",
     "earlyprintk=serial,ttyS0",
-    // A reset is a triple fault: one exit, no search for a keyboard controller.
-    "reboot=t",
+    // ACPI's reset register. A triple fault (reboot=t) could not be told from a crash: Linux resets the console device before it says
+    // "Restarting system".
+    "reboot=a",
     "panic=-1",
     // No probes of configuration ports that don't exist.
     "pci=noearly",

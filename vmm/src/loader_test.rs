@@ -36,6 +36,7 @@ fn elf(start: u64, memory_bytes: u64, entry: u64) -> Vec<u8> {
     let program = &mut image[64..];
     program[0] = 1;
     program[8..16].copy_from_slice(&120u64.to_le_bytes());
+    program[16..24].copy_from_slice(&start.wrapping_add(0xffff_ffff_8000_0000).max(1 << 63).to_le_bytes());
     program[24..32].copy_from_slice(&start.to_le_bytes());
     program[32..40].copy_from_slice(&4u64.to_le_bytes());
     program[40..48].copy_from_slice(&memory_bytes.to_le_bytes());
@@ -74,6 +75,9 @@ fn what_is_no_kernel_is_refused() {
         let error = load(32, &image).unwrap_err();
         assert!(error.to_string().contains(words), "{error}");
     }
+    let mut program = elf(16 * MIB, 4096, 16 * MIB);
+    program[64 + 16..64 + 24].copy_from_slice(&0x40_0000u64.to_le_bytes());
+    assert!(load(32, &program).unwrap_err().to_string().contains("a program or a library"));
     let mut arm = elf(16 * MIB, 4096, 16 * MIB);
     arm[18] = 183;
     assert!(load(32, &arm).unwrap_err().to_string().contains("x86"));

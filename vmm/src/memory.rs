@@ -50,6 +50,17 @@ pub enum MemoryError {
     Regions(String),
 }
 
+impl MemoryError {
+    /// The same error, about all memory of a VM and not a region of it.
+    fn of_all(self, size_bytes: u64) -> Self {
+        match self {
+            Self::Map { source, .. } => Self::Map { size_mib: size_bytes >> 20, source },
+            Self::HugePages { source, .. } => Self::HugePages { pages: size_bytes >> 21, source },
+            other => other,
+        }
+    }
+}
+
 impl From<MmapRegionError> for MemoryError {
     fn from(error: MmapRegionError) -> Self {
         Self::Regions(error.to_string())
@@ -62,7 +73,8 @@ pub fn create_ram(size_bytes: u64, pages: HugePages) -> Result<GuestRam, MemoryE
     let regions = layout::ram_regions(size_bytes)
         .into_iter()
         .map(|(start, size)| {
-            let region = Mapping::new(size, pages)?.into_region()?;
+            let mapping = Mapping::new(size, pages).map_err(|error| error.of_all(size_bytes))?;
+            let region = mapping.into_region()?;
             GuestRegionMmap::new(region, start)
                 .ok_or_else(|| MemoryError::Regions(format!("region at {:#x} is past the end of memory", start.0)))
         })

@@ -113,7 +113,10 @@ fn open(checks: &mut Vec<ProbeCheck>) -> Option<System> {
                 _ => "see dmesg",
             };
             let source = std::error::Error::source(&error).map(|e| format!(": {e}")).unwrap_or_default();
-            checks.push(bad(DEVICE, format!("{error}{source}"), hint));
+            // The error's own advice is for one line; here is the hint.
+            let text = error.to_string();
+            let what = text.split_once("; ").map_or(text.as_str(), |(what, _)| what);
+            checks.push(bad(DEVICE, format!("{what}{source}"), hint));
             return None;
         }
     };

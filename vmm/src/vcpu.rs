@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bus::Bus;
 use crate::console::ConsoleLog;
+use crate::ending;
 use crate::kvm::{self, Exit, KvmVcpu, VcpuStatistics};
 use crate::report::ExitCause;
 use crate::vm::EndSignal;
@@ -215,7 +216,7 @@ fn run(id: u8, mut vcpu: KvmVcpu, context: &VcpuContext, counters: &ExitCounters
             // Comes out when the main thread stops the VM.
             Next::Ended => context.gate.set(Turn::Hold),
             Next::Shutdown => {
-                let (cause, message) = explain_shutdown(&context.console);
+                let (cause, message) = ending::of_shutdown(&context.console);
                 context.end.report(cause, &message);
                 context.gate.set(Turn::Hold);
             }
@@ -280,38 +281,9 @@ fn explain_internal_error(suberror: u32) -> String {
     }
 }
 
-/// With `reboot=t` Linux resets by a triple fault, and with `panic=-1` it does so after a panic: the console knows which.
-fn explain_shutdown(console: &ConsoleLog) -> (ExitCause, String) {
-    if let Some(line) = console.last_line_with("Kernel panic") {
-        return (ExitCause::Panic, format!("The guest kernel panicked: {}", without_timestamp(&line)));
-    }
-    if console.last_line_with("reboot: ").is_some() {
-        return (ExitCause::Reset, "The guest asked for a reset".to_owned());
-    }
-    (ExitCause::TripleFault, "The guest's processor shut down (triple fault) without a message".to_owned())
-}
-
-fn without_timestamp(line: &str) -> &str {
-    line.find("Kernel panic").and_then(|at| line.get(at..)).unwrap_or(line)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_triple_fault_is_what_the_console_said_before() {
-        let said = |text: &str| {
-            let log = ConsoleLog::in_memory();
-            log.write(text.as_bytes());
-            explain_shutdown(&log)
-        };
-        assert_eq!(said("").0, ExitCause::TripleFault);
-        assert_eq!(said("[    1.2] reboot: Restarting system\n").0, ExitCause::Reset);
-        let (cause, message) = said("[    1.2] Kernel panic - not syncing: No working init found.\r\n[ 1.3] CPU: 0\n");
-        assert_eq!(cause, ExitCause::Panic);
-        assert_eq!(message, "The guest kernel panicked: Kernel panic - not syncing: No working init found.");
-    }
 
     #[test]
     fn the_gate_holds_threads_and_lets_them_go() {

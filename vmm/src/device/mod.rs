@@ -3,5 +3,5 @@
 mod power;
 mod serial;
 
-pub use power::Power;
+pub use power::{KeyboardReset, Power};
 pub use serial::Serial;

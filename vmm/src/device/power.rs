@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use crate::arch::layout;
 use crate::bus::BusDevice;
+use crate::console::ConsoleLog;
+use crate::ending;
 use crate::report::ExitCause;
 use crate::vm::EndSignal;
 
@@ -11,16 +13,24 @@ use crate::vm::EndSignal;
 const SLEEP_TYPE_SHIFT: u8 = 2;
 const SLEEP_TYPE_MASK: u8 = 0b111;
 const SLEEP_ENABLE: u8 = 1 << 5;
+/// Command of the 8042 that pulls the reset line.
+const PULSE_RESET_LINE: u8 = 0xfe;
 
 /// The ports by which a guest ends its VM.
 pub struct Power {
     end: Arc<EndSignal>,
+    console: Arc<ConsoleLog>,
 }
 
 impl Power {
-    /// Registers that report to `end`.
-    pub fn new(end: Arc<EndSignal>) -> Self {
-        Self { end }
+    /// Registers that report to `end`; the console knows whether a reset follows a panic.
+    pub fn new(end: Arc<EndSignal>, console: Arc<ConsoleLog>) -> Self {
+        Self { end, console }
+    }
+
+    fn reset(&self) {
+        let (cause, message) = ending::of_reset(&self.console);
+        self.end.report(cause, &message);
     }
 }
 
@@ -32,7 +42,7 @@ impl BusDevice for Power {
     fn write(&self, offset: u64, data: &[u8]) {
         let &[value] = data else { return };
         if offset == u64::from(layout::POWER_RESET) && value == layout::RESET_VALUE {
-            self.end.report(ExitCause::Reset, "The guest asked for a reset");
+            self.reset();
         }
         let sleep_type = value >> SLEEP_TYPE_SHIFT & SLEEP_TYPE_MASK;
         if offset == u64::from(layout::POWER_SLEEP_CONTROL)
@@ -44,13 +54,32 @@ impl BusDevice for Power {
     }
 }
 
+/// The reset line of a keyboard controller that isn't there otherwise.
+///
+/// Linux pulls it when it panics before it knows ACPI's reset register, and would wait for minutes for a controller that reads as all
+/// ones.
+pub struct KeyboardReset(pub Arc<Power>);
+
+impl BusDevice for KeyboardReset {
+    /// Status: both buffers are empty.
+    fn read(&self, _offset: u64, data: &mut [u8]) {
+        data.fill(0);
+    }
+
+    fn write(&self, _offset: u64, data: &[u8]) {
+        if data == [PULSE_RESET_LINE] {
+            self.0.reset();
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn cause_after(writes: &[(u64, &[u8])]) -> Option<ExitCause> {
         let end = Arc::new(EndSignal::for_tests());
-        let power = Power::new(end.clone());
+        let power = Power::new(end.clone(), Arc::new(ConsoleLog::in_memory()));
         for (offset, data) in writes {
             power.write(*offset, data);
         }
@@ -72,5 +101,15 @@ mod tests {
     #[test]
     fn the_first_end_counts() {
         assert_eq!(cause_after(&[(1, &[5 << 2 | 1 << 5]), (0, &[1])]), Some(ExitCause::PowerOff));
+    }
+
+    #[test]
+    fn the_keyboard_controller_only_resets() {
+        let end = Arc::new(EndSignal::for_tests());
+        let port = KeyboardReset(Arc::new(Power::new(end.clone(), Arc::new(ConsoleLog::in_memory()))));
+        port.write(0, &[0xd1]);
+        assert_eq!(end.ending(), None);
+        port.write(0, &[0xfe]);
+        assert_eq!(end.ending().map(|ending| ending.cause), Some(ExitCause::Reset));
     }
 }

@@ -65,6 +65,8 @@ pub const KVM_TSS_START: usize = 0xfffb_d000;
 pub const SERIAL_PORT: u16 = 0x3f8;
 /// Number of its ports.
 pub const SERIAL_PORTS: u16 = 8;
+/// Command and status port of a keyboard controller: only its reset line exists.
+pub const KEYBOARD_COMMAND_PORT: u16 = 0x64;
 /// Ports for power: reset, sleep control, sleep status.
 pub const POWER_PORT: u16 = 0x600;
 /// Number of ports for power.
