@@ -267,6 +267,14 @@ async fn main() {
 }
 
 async fn scenarios(h: &mut Host) {
+    let mut guest = shell(
+        "grep -E 'VmRSS|VmHWM|Threads|VmExe' /proc/1/status; ls -l /proc/1/exe; wc -c < /proc/1/exe; ls /proc/1/fd",
+    );
+    if let Some(namespaces) = guest["linux"]["namespaces"].as_array_mut() {
+        namespaces.retain(|namespace| namespace["type"] != "pid");
+    }
+    h.container("guest", guest, |_| {}).await;
+
     h.container("basics", shell("echo out; echo err >&2; id; hostname; cat /etc/hosts; date -u +%Y; echo $HOME; pwd; ps; grep Cap /proc/self/status; mount | head -3; ls /dev; ulimit -n; exit 3"), |_| {}).await;
     h.container("devices", shell("mknod /tmp/vda b 254 0; mknod /tmp/vdb b 253 0; dd if=/tmp/vda of=/dev/null count=1; dd if=/tmp/vdb of=/dev/null count=1; echo x > /dev/null && echo null ok; head -c 3 /dev/urandom | wc -c"), |_| {}).await;
     h.container(
@@ -302,7 +310,7 @@ async fn scenarios(h: &mut Host) {
     let mut limited = shell(
         "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/pids.max /sys/fs/cgroup/cpu.max; x=$(head -c 100000000 /dev/zero | tr '\\0' x); echo not reached",
     );
-    limited["linux"]["resources"] = json!({"memory": {"limit": 52428800, "swap": 104857600}, "pids": {"limit": 32}, "cpu": {"quota": 50000, "period": 100000}});
+    limited["linux"]["resources"] = json!({"memory": {"limit": 52428800, "swap": 104857600}, "pids": {"limit": 32}, "cpu": {"quota": 200000, "period": 100000}});
     h.container("oom", limited, |_| {}).await;
     let mut user_ns = shell("id; cat /proc/self/uid_map; touch /tmp/x; ls -ln /tmp");
     user_ns["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
