@@ -10,6 +10,7 @@
 
 mod fixture;
 
+use std::io::Write;
 use std::path::Path;
 
 use fixture::{
@@ -360,7 +361,8 @@ fn tool(name: &str, arguments: &[&std::ffi::OsStr]) -> Option<String> {
             Some(String::from_utf8_lossy(&output.stdout).into_owned())
         }
         Err(error) => {
-            eprintln!("SKIPPED: {name} cannot run ({error}); install erofs-utils");
+            // Not by `eprintln`, which the test harness hides.
+            let _ = writeln!(std::io::stderr(), "SKIPPED: {name} cannot run ({error}); install erofs-utils");
             None
         }
     }

@@ -165,14 +165,11 @@ impl<R: Read> TarReader<R> {
         let stored = pax.size.map_or_else(|| header.size(), Ok)?;
         let (mtime, mtime_nsec) = pax.mtime.map_or_else(|| header.mtime().map(|seconds| (seconds, 0)), Ok)?;
         let kind = header.kind(&path, link)?;
-        let mut size = 0;
-        if kind == EntryKind::File {
-            self.set_body(stored)?;
-            size = stored;
-        } else {
-            // Only files have data; a size on any other type is ignored, as GNU tar and Go do.
-            self.set_body(0)?;
-        }
+        // Only files have data; a size on any other type is ignored, as GNU tar and Go do. What became a directory
+        // by its name alone still has its data skipped.
+        let has_data = matches!(header.type_flag(), b'0' | 0 | b'7' | b'S');
+        self.set_body(if has_data { stored } else { 0 })?;
+        let mut size = if kind == EntryKind::File { stored } else { 0 };
         let data_offset = self.position;
         if kind == EntryKind::File {
             if header.type_flag() == b'S' {
