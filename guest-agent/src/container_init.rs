@@ -21,14 +21,17 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> u8 {
         eprintln!("hull-init: no command");
         return 127;
     };
-    // Blocked from the start, so that none is lost before the first wait. The command starts with an empty mask.
+    // Blocked from the start, so that none is lost before the first wait.
     let signals = SigSet::all();
     if let Err(error) = signals.thread_set_mask() {
         eprintln!("hull-init: block signals: {error}");
         return 126;
     }
     // A process group of its own, so that Ctrl-C reaches the command once and not through us again.
-    let child = match Command::new(&command).args(arguments).process_group(0).spawn() {
+    let mut program = Command::new(&command);
+    program.args(arguments).process_group(0);
+    sys::reset_signals_in_child(&mut program);
+    let child = match program.spawn() {
         Ok(child) => child,
         Err(error) => {
             eprintln!("hull-init: {}: {error}", command.display());
