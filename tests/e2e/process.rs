@@ -62,7 +62,7 @@ fn environment_directory_and_host_name_are_as_asked() {
         ],
         "echo $ONE/$FROM_FILE/${EMPTY-unset}/$(pwd)/$(hostname)/$HOSTNAME; cat /etc/hostname; grep harbour /etc/hosts | wc -l",
     );
-    assert_eq!(run.ok(), "1/two words//var/work/harbour/harbour\nharbour\n1\n");
+    assert_eq!(run.ok(), "1/two words///var/work/harbour/harbour\nharbour\n1\n");
 }
 
 #[test]
