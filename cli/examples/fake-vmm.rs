@@ -3,6 +3,8 @@
 //! It speaks everything that the front door sees: configuration and events on descriptors, the ready token, ttrpc behind
 //! the vsock socket, and a token in front of every stream. It contains nothing and must never be installed.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a tool of the tests")]
+
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;

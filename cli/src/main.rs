@@ -3,6 +3,17 @@
 //! Raw arguments ([`args`]) become validated ones, then something runs; what goes wrong becomes one line and an exit code
 //! ([`failure`]).
 
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        reason = "tests stop at the first surprise"
+    )
+)]
+
 mod args;
 mod completion;
 mod context;

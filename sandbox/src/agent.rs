@@ -12,6 +12,7 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 use ttrpc::asynchronous::transport::Socket;
 
+use crate::random;
 use crate::text::one_line;
 
 /// Limit of a call that only looks something up or passes something on.
@@ -127,8 +128,7 @@ async fn dial(uds: &Path) -> std::io::Result<UnixStream> {
 
 async fn greet(client: &AgentClient) -> Result<HelloResponse, AgentError> {
     let mut entropy = vec![0; ENTROPY_BYTES];
-    getrandom::fill(&mut entropy)
-        .map_err(|error| AgentError::new(AgentErrorKind::Other, format!("The host gave no random numbers: {error}")))?;
+    random::fill(&mut entropy).map_err(|error| AgentError::new(AgentErrorKind::Other, error.to_string()))?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let request = HelloRequest {
         protocol_version: PROTOCOL_VERSION,

@@ -69,8 +69,8 @@ pub enum SandboxError {
     #[error("The guest's agent did not connect the process's {0}")]
     StreamMissing(&'static str),
     /// The host has no random numbers.
-    #[error("The host gave no random numbers: {0}")]
-    Random(getrandom::Error),
+    #[error("The host gave no random numbers")]
+    Random(io::Error),
 }
 
 impl SandboxError {

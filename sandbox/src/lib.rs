@@ -16,6 +16,17 @@
 //!
 //! The guest is not trusted: each wait has a limit, each reply a bound, each connection a token.
 
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        reason = "tests stop at the first surprise"
+    )
+)]
+
 pub mod agent;
 pub mod container;
 pub mod error;
@@ -23,6 +34,7 @@ pub mod locate;
 pub mod monitor;
 mod monitor_fds;
 pub mod parse;
+mod random;
 pub mod runtime_dir;
 pub mod sandbox;
 pub mod sizing;

@@ -12,8 +12,9 @@ use std::time::Duration;
 use hull_vmm::config::VmConfig;
 use hull_vmm::report::{ExitCause, ExitReport, VmEvent};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::net::UnixStream;
+use tokio::net::unix::pipe;
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
@@ -43,7 +44,7 @@ pub struct VmEnd {
     pub signal: Option<i32>,
     /// Exit status of the monitor's process.
     pub status: Option<i32>,
-    /// The end of what it wrote to standard error.
+    /// The end of what it wrote to standard output and standard error.
     pub stderr_tail: String,
 }
 
@@ -150,6 +151,8 @@ impl Monitor {
         events.set_nonblocking(true).map_err(failed)?;
         let events = UnixStream::from_std(events).map_err(failed)?;
         let (config, theirs) = (config_file(config).map_err(failed)?, OwnedFd::from(theirs));
+        let (said, said_writer) = io::pipe().map_err(failed)?;
+        let said = pipe::Receiver::from_owned_fd(said.into()).map_err(failed)?;
         let mut command = Command::new(program);
         command
             .args(["run", "--config-fd", &config.as_raw_fd().to_string()])
@@ -157,9 +160,10 @@ impl Monitor {
             .arg("--runtime-dir")
             .arg(runtime_dir)
             .args(["--id", id])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
+            // Pipes instead of /dev/null, which a host without /dev lacks too.
+            .stdin(Stdio::piped())
+            .stdout(Stdio::from(said_writer.try_clone().map_err(failed)?))
+            .stderr(Stdio::from(said_writer))
             // Ctrl-C at the terminal is the container's business.
             .process_group(0)
             .kill_on_drop(true);
@@ -168,18 +172,18 @@ impl Monitor {
         // Closes this process's copy of the monitor's end, so that its hangup can be seen.
         drop(command);
         let pid = child.id().unwrap_or(0);
-        let stderr = child.stderr.take();
+        drop(child.stdin.take());
         let (sender, end) = watch::channel(None);
         let (orders, inbox) = mpsc::unbounded_channel();
         let task = tokio::spawn(async move {
-            let end = follow(child, events, stderr, inbox, &timeline).await;
+            let end = follow(child, events, said, inbox, &timeline).await;
             tracing::debug!(?end, "hull-vmm has ended");
             let _ = sender.send(Some(Arc::new(end)));
         });
         Ok(Self { end, orders, task, pid })
     }
 
-    /// Process identifier.
+    /// Its process identifier.
     pub(crate) fn pid(&self) -> u32 {
         self.pid
     }
@@ -229,14 +233,14 @@ fn config_file(config: &VmConfig) -> io::Result<OwnedFd> {
 async fn follow(
     mut child: Child,
     events: UnixStream,
-    stderr: Option<impl AsyncRead + Unpin>,
+    said: pipe::Receiver,
     mut orders: mpsc::UnboundedReceiver<Order>,
     timeline: &Timeline,
 ) -> VmEnd {
     let mut stderr_tail = Vec::new();
     let mut report = None;
     let talk = async {
-        tokio::join!(read_events(events, timeline, &mut report), read_tail(stderr, &mut stderr_tail));
+        tokio::join!(read_events(events, timeline, &mut report), read_tail(said, &mut stderr_tail));
     };
     let status = {
         tokio::pin!(talk);
@@ -296,8 +300,7 @@ async fn read_events(events: UnixStream, timeline: &Timeline, report: &mut Optio
     }
 }
 
-async fn read_tail(stream: Option<impl AsyncRead + Unpin>, tail: &mut Vec<u8>) {
-    let Some(mut stream) = stream else { return };
+async fn read_tail(mut stream: pipe::Receiver, tail: &mut Vec<u8>) {
     let mut buffer = [0; 1024];
     while let Ok(length @ 1..) = stream.read(&mut buffer).await {
         let new = buffer.get(..length).unwrap_or_default();

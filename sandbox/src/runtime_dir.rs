@@ -16,6 +16,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use crate::error::SandboxError;
+use crate::random;
 
 /// Variable that overrides the place of the runtime directory.
 pub const RUNTIME_DIR_VARIABLE: &str = "HULL_RUNTIME_DIR";
@@ -225,7 +226,7 @@ pub const ID_LENGTH: usize = 12;
 /// A new identifier.
 pub fn new_id() -> Result<String, SandboxError> {
     let mut bytes = [0; ID_LENGTH / 2];
-    getrandom::fill(&mut bytes).map_err(SandboxError::Random)?;
+    random::fill(&mut bytes)?;
     Ok(hex::encode(bytes))
 }
 

@@ -18,6 +18,7 @@ use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::timeout;
 
 use crate::error::SandboxError;
+use crate::random;
 
 /// Connections that have not sent their token yet.
 const MAX_UNPROVEN: usize = 32;
@@ -47,7 +48,7 @@ impl TokenGate {
     /// Issues a token and waits for its connection.
     pub(crate) fn expect(&self) -> Result<Pending, SandboxError> {
         let mut bytes = [0; Token::LENGTH];
-        getrandom::fill(&mut bytes).map_err(SandboxError::Random)?;
+        random::fill(&mut bytes)?;
         let token = Token::from_random(bytes);
         let (sender, receiver) = oneshot::channel();
         let mut expected = self.expected.lock().unwrap_or_else(PoisonError::into_inner);

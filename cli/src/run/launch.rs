@@ -103,6 +103,11 @@ impl Launch {
         })
     }
 
+    /// The guest's kernel, for messages.
+    pub fn kernel(&self) -> String {
+        self.kernel.display().to_string()
+    }
+
     /// Keeps the image in the store as long as the result lives: the store removes nothing that is locked.
     pub fn lease_image(&self) -> std::io::Result<Vec<Flock<File>>> {
         let lease = |drive: &Drive| {

@@ -45,6 +45,10 @@ impl Outcome {
             SandboxError::VmEnded(end) if end.was_killed() => KILLED,
             _ => FAILED,
         };
+        let mut error = anyhow::Error::new(error);
+        if is_about_kernel(&error.to_string()) && !error.to_string().contains(&launch.kernel()) {
+            error = error.context(launch.kernel());
+        }
         Self::failed(&Failure::new(code, error))
     }
 
@@ -85,6 +89,11 @@ impl Outcome {
     fn new(code: u8, line: Option<String>) -> Self {
         Self { code, line, timings: None }
     }
+}
+
+/// The monitor got the kernel as a file among others.
+fn is_about_kernel(message: &str) -> bool {
+    message.starts_with("The kernel ")
 }
 
 /// Users and groups that do not exist are NotFound too, but no reason for 127.

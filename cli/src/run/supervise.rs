@@ -102,7 +102,8 @@ async fn live(
             Ok(exit) => Outcome::exited(exit, launch),
             Err(error) => Outcome::lost(error),
         },
-        why = courier.forward(controls) => Outcome::killed(why),
+        // Whoever killed it does not wait for its output.
+        why = courier.forward(controls) => return Outcome::killed(why),
     };
     timeline.mark("command ended");
     // Output that is under way arrives, unless the user does not want to wait for it.
