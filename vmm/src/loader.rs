@@ -295,6 +295,9 @@ const PLATFORM_WORDS: &[&str] = &[
     "panic=-1",
     // No probes of configuration ports that don't exist.
     "pci=noearly",
+    // Processors start one after another. In parallel all of them spin until the first has seen each: with 64 vCPUs on two host
+    // processors the start took minutes instead of five seconds.
+    "cpuhp.parallel=0",
 ];
 
 /// Writes the boot parameters ("zero page") and the command line.
