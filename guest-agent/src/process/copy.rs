@@ -11,6 +11,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::fcntl::{SpliceFFlags, splice};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::isatty;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, watch};
 
@@ -27,7 +28,8 @@ pub type Fd = AsyncFd<OwnedFd>;
 /// Moves a process's output to the host until its end. `drained` becomes true when everything that the process wrote
 /// has been handed over.
 ///
-/// A host that closes the stream early loses the rest; the process doesn't notice (no SIGPIPE because a log reader went).
+/// A host that closes the stream early ends the output: the process sees a broken pipe, as with any reader that goes away.
+/// A terminal has no such thing; its output is read and dropped from then on.
 pub async fn output(source: Fd, sink: Option<Fd>, mut ended: watch::Receiver<bool>, drained: watch::Sender<bool>) {
     let mut mover = Mover::new();
     let mut sink = sink;
@@ -55,7 +57,8 @@ pub async fn output(source: Fd, sink: Option<Fd>, mut ended: watch::Receiver<boo
         match moved {
             Ok(0) | Err(Stopped::Source) => break,
             Ok(_) => {}
-            Err(Stopped::Sink) => sink = None,
+            Err(Stopped::Sink) if isatty(source.get_ref()).unwrap_or(false) => sink = None,
+            Err(Stopped::Sink) => break,
         }
     }
     if let Some(sink) = sink {

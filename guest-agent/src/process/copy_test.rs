@@ -82,14 +82,15 @@ fn output_of_an_ended_process_counts_as_complete_while_another_holds_it() {
 }
 
 #[test]
-fn a_reader_that_goes_does_not_stop_the_process() {
+fn a_reader_that_goes_gives_the_process_a_broken_pipe() {
     run(async {
         let (source, writer) = pipe();
         let (sink, reader) = socket();
         drop(reader);
         let (_end, ended) = watch::channel(false);
         let task = tokio::spawn(output(fd(source), Some(sink), ended, watch::channel(false).0));
-        write_all(&fd(writer), &pattern(1 << 20)).await.expect("write");
+        let written = write_all(&fd(writer), &pattern(1 << 20)).await;
+        assert_eq!(written.map_err(|error| error.kind()), Err(io::ErrorKind::BrokenPipe));
         task.await.expect("output");
     });
 }
