@@ -55,6 +55,7 @@ fn a_refusal_names_its_flag() {
         ("--tmpfs", "relative"),
         ("--cap-add", "NO_SUCH"),
         ("--network", "bridge"),
+        ("--security-opt", "label=x"),
         ("--name", "a/b"),
         ("--hostname", "a b"),
     ] {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-pub use run::{Init, Network, RunArgs};
+pub use run::{Init, Network, RunArgs, SecurityOption};
 
 const EXAMPLES: &str = "\
 Examples:

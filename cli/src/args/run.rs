@@ -98,6 +98,9 @@ pub struct RunArgs {
     /// Take a capability (or ALL) from the container
     #[arg(long, value_name = "NAME", value_parser = parse_capability, help_heading = "Limits")]
     pub cap_drop: Vec<&'static str>,
+    /// seccomp=unconfined, seccomp=default or no-new-privileges
+    #[arg(long, value_name = "OPTION", help_heading = "Limits")]
+    pub security_opt: Vec<SecurityOption>,
 
     /// When to fetch the image
     #[arg(long, value_enum, default_value_t = Pull::Missing, help_heading = "Image")]
@@ -142,6 +145,29 @@ pub struct RunArgs {
 pub enum Init {
     True,
     False,
+}
+
+/// What `--security-opt` knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SecurityOption {
+    SeccompUnconfined,
+    SeccompDefault,
+    NoNewPrivileges(bool),
+}
+
+impl std::str::FromStr for SecurityOption {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        // Docker takes a colon too.
+        match text.replacen(':', "=", 1).as_str() {
+            "seccomp=unconfined" => Ok(Self::SeccompUnconfined),
+            "seccomp=default" | "seccomp=builtin" => Ok(Self::SeccompDefault),
+            "no-new-privileges" | "no-new-privileges=true" => Ok(Self::NoNewPrivileges(true)),
+            "no-new-privileges=false" => Ok(Self::NoNewPrivileges(false)),
+            _ => Err("known are seccomp=unconfined, seccomp=default and no-new-privileges".into()),
+        }
+    }
 }
 
 /// Networks that exist so far.

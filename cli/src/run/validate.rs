@@ -11,7 +11,7 @@ use hull_sandbox::parse::{EnvVar, MemorySize, parse_env_file};
 use hull_sandbox::spec::{CapabilitySet, ContainerOptions};
 use hull_sandbox::{runtime_dir, sizing};
 
-use crate::args::{Init, Network, RunArgs};
+use crate::args::{Init, Network, RunArgs, SecurityOption};
 use crate::images::Fetch;
 
 const MAX_ENV_FILE_BYTES: u64 = 1 << 20;
@@ -51,6 +51,16 @@ pub fn validate(args: RunArgs) -> anyhow::Result<Request> {
         terminal: args.tty,
         read_only: args.read_only,
         capabilities: CapabilitySet::new(&args.cap_add, &args.cap_drop),
+        // Of options that contradict one another the last counts.
+        seccomp_unconfined: last(&args.security_opt, |option| match option {
+            SecurityOption::SeccompUnconfined => Some(true),
+            SecurityOption::SeccompDefault => Some(false),
+            SecurityOption::NoNewPrivileges(_) => None,
+        }),
+        no_new_privileges: last(&args.security_opt, |option| match option {
+            SecurityOption::NoNewPrivileges(wanted) => Some(wanted),
+            _ => None,
+        }),
         ulimits: args.ulimit,
         sysctls: args.sysctl,
         tmpfs: args.tmpfs,
@@ -81,6 +91,10 @@ pub fn validate(args: RunArgs) -> anyhow::Result<Request> {
         timings: args.timings,
         options,
     })
+}
+
+fn last(options: &[SecurityOption], pick: impl Fn(SecurityOption) -> Option<bool>) -> bool {
+    options.iter().rev().find_map(|option| pick(*option)).unwrap_or(false)
 }
 
 /// Flags that Docker users will type and that must not be ignored in silence.
@@ -184,6 +198,15 @@ mod tests {
         assert_eq!(env.last().unwrap().value.as_deref(), Some("flag"));
         assert_eq!(env[1].value, env::var("PATH").ok());
         assert_eq!(env[2].value, None);
+    }
+
+    #[test]
+    fn the_last_security_option_counts() {
+        let options = |args: &[&str]| request(args).unwrap().options;
+        let both = options(&["--security-opt", "seccomp=unconfined", "--security-opt=no-new-privileges:true", "img"]);
+        assert!(both.seccomp_unconfined && both.no_new_privileges);
+        let args = ["--security-opt", "seccomp=unconfined", "--security-opt", "seccomp=default", "img"];
+        assert!(!options(&args).seccomp_unconfined);
     }
 
     #[test]

@@ -38,15 +38,18 @@ const DEVICES: [(u32, Option<u32>); 9] = [
 ];
 
 pub(super) fn linux(options: &ContainerOptions) -> Value {
-    json!({
+    let mut linux = json!({
         "namespaces": NAMESPACES.map(|kind| json!({ "type": kind })),
         "cgroupsPath": format!("/hull/{}", options.id),
         "resources": resources(options),
         "sysctl": sysctls(options),
         "maskedPaths": MASKED_PATHS,
         "readonlyPaths": READ_ONLY_PATHS,
-        "seccomp": seccomp::profile(&options.capabilities),
-    })
+    });
+    if let (false, Some(linux)) = (options.seccomp_unconfined, linux.as_object_mut()) {
+        linux.insert("seccomp".into(), seccomp::profile(&options.capabilities));
+    }
+    linux
 }
 
 /// The VM has no swap, so that a memory limit needs no second number for it.

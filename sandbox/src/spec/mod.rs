@@ -44,6 +44,10 @@ pub struct ContainerOptions {
     pub read_only: bool,
     /// Capabilities.
     pub capabilities: CapabilitySet,
+    /// No seccomp filter.
+    pub seccomp_unconfined: bool,
+    /// Set-user-ID programs and file capabilities give nothing.
+    pub no_new_privileges: bool,
     /// Resource limits of the process.
     pub ulimits: Vec<Ulimit>,
     /// Kernel parameters.

@@ -28,7 +28,7 @@ pub(super) fn process(options: &ContainerOptions, merged: &Merged, hostname: &st
             "ambient": [],
         },
         "rlimits": rlimits,
-        "noNewPrivileges": false,
+        "noNewPrivileges": options.no_new_privileges,
     })
 }
 

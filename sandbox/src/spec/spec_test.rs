@@ -139,6 +139,14 @@ fn the_seccomp_profile_follows_the_capabilities() {
 }
 
 #[test]
+fn security_options_arrive_in_the_specification() {
+    let options = ContainerOptions { seccomp_unconfined: true, no_new_privileges: true, ..options() };
+    let spec = spec(&plan(&options, &image(&[], &["sh"])).unwrap());
+    assert!(spec.linux().clone().unwrap().seccomp().is_none());
+    assert_eq!(spec.process().clone().unwrap().no_new_privileges(), Some(true));
+}
+
+#[test]
 fn no_system_call_is_listed_twice() {
     let mut seen = std::collections::HashSet::new();
     for name in syscalls::ALWAYS {
