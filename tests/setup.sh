@@ -22,6 +22,8 @@ kmod               | testbed: finds kernel modules and their dependencies
 mmdebstrap         | test image with Debian and Python
 uidmap             | test image with Debian, made without root
 erofs-utils        | tests: fsck.erofs checks the images that Hull writes
+docker-registry    | tests: a real registry to pull from
+skopeo             | tests: pushes images to it
 shellcheck         | make lint
 LIST
 )

@@ -20,5 +20,6 @@ mod lifecycle;
 mod limits;
 mod machine;
 mod process;
+mod registry;
 mod stdio;
 mod terminal;
