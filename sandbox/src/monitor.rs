@@ -108,20 +108,25 @@ fn describe(report: &ExitReport) -> String {
         ExitCause::StartFailed => return message,
         ExitCause::MonitorFailed => "hull-vmm failed",
     };
-    let console: Vec<_> =
-        report.console_tail.lines().map(|line| one_line(line, 300)).filter(|line| !line.is_empty()).collect();
-    let from = console.len().saturating_sub(12);
-    let console = console.get(from..).unwrap_or_default().join(" | ");
-    let detail = match (message.is_empty(), console.is_empty()) {
-        (_, true) => message,
-        (true, false) => console,
-        (false, false) if message.contains(&console) => message,
-        (false, false) => format!("{message}; console: {console}"),
-    };
-    match detail.is_empty() {
-        true => what.to_owned(),
-        false => format!("{what}: {detail}"),
+    // The monitor may have said the same in its own message.
+    let detail = message.strip_prefix(what).map_or(message.as_str(), |rest| rest.trim_start_matches([':', ' ']));
+    let mut line = what.to_owned();
+    if !detail.is_empty() {
+        line = format!("{line}: {detail}");
     }
+    match console_end(&report.console_tail) {
+        end if end.is_empty() => line,
+        end => format!("{line}; console: {end}"),
+    }
+}
+
+/// The last lines that the guest wrote, for one line: after a panic those that led to it, without the call trace behind it.
+fn console_end(tail: &str) -> String {
+    const LINES: usize = 5;
+    let lines: Vec<_> = tail.lines().map(|line| one_line(line, 300)).filter(|line| !line.is_empty()).collect();
+    let panic = lines.iter().position(|line| line.contains("Kernel panic"));
+    let end = panic.map_or(lines.len(), |at| at + 1);
+    lines.get(end.saturating_sub(LINES)..end).unwrap_or_default().join(" | ")
 }
 
 /// A started monitor. Dropping kills it.
@@ -324,11 +329,16 @@ mod tests {
 
     #[test]
     fn each_end_is_one_true_line() {
-        let panic = end(ExitCause::Panic, "", "[1.0] VFS: \x1b[31mbad\n[1.1] Kernel panic - not syncing: no init\n");
+        let panic = end(
+            ExitCause::Panic,
+            "The guest kernel panicked: no init",
+            "[1.0] VFS: \x1b[31mbad\n[1.1] Kernel panic - not syncing: no init\n[1.1] Call Trace:\n[1.1]  ? panic+0x2\n",
+        );
         assert_eq!(
             panic.to_string(),
-            "The guest kernel panicked: [1.0] VFS: [31mbad | [1.1] Kernel panic - not syncing: no init"
+            "The guest kernel panicked: no init; console: [1.0] VFS: [31mbad | [1.1] Kernel panic - not syncing: no init"
         );
+        assert_eq!(end(ExitCause::PowerOff, "", "").to_string(), "The guest powered off");
         assert_eq!(end(ExitCause::StartFailed, "/dev/kvm: no", "").to_string(), "/dev/kvm: no");
         let killed = VmEnd { signal: Some(9), ..VmEnd::default() };
         assert_eq!(killed.to_string(), "hull-vmm was killed by signal 9 (SIGKILL)");

@@ -225,7 +225,7 @@ async fn a_vm_that_dies_before_it_is_ready_says_why_at_once() {
     let scene = Scene::new(&format!("printf '%s\\n' '{event}' >&$5; exit 1"));
     let start = Instant::now();
     let error = scene.create(Duration::from_secs(600)).await.err().unwrap();
-    assert_eq!(error.to_string(), "The guest kernel panicked: Kernel panic - not syncing: no init");
+    assert_eq!(error.to_string(), "The guest kernel panicked; console: Kernel panic - not syncing: no init");
     assert!(start.elapsed() < PATIENCE);
     scene.assert_nothing_left();
 }
