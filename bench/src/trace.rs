@@ -17,20 +17,21 @@ const KEYS: [(&str, &str); 5] = [
 ];
 const MSR_TSC_DEADLINE: u64 = 0x6e0;
 
-/// SVM exit codes (AMD64 Architecture Programmer's Manual volume 2, appendix C).
-const SVM_NAMES: [(u64, &str); 12] = [
-    (0x40, "exception"),
-    (0x60, "external interrupt"),
-    (0x64, "interrupt window"),
-    (0x65, "control register"),
-    (0x72, "cpuid"),
-    (0x76, "invd"),
-    (0x78, "hlt"),
-    (0x7b, "port"),
-    (0x7c, "msr"),
-    (0x81, "vmmcall"),
-    (0x8d, "xsetbv"),
-    (0x400, "nested page fault"),
+/// Ranges of SVM exit codes (AMD64 Architecture Programmer's Manual volume 2, appendix C).
+const SVM_NAMES: [(std::ops::RangeInclusive<u64>, &str); 13] = [
+    (0x00..=0x1f, "control register"),
+    (0x20..=0x3f, "debug register"),
+    (0x40..=0x5f, "exception"),
+    (0x60..=0x60, "external interrupt"),
+    (0x64..=0x64, "interrupt window"),
+    (0x65..=0x65, "control register"),
+    (0x72..=0x72, "cpuid"),
+    (0x78..=0x78, "hlt"),
+    (0x7b..=0x7b, "port"),
+    (0x7c..=0x7c, "msr"),
+    (0x81..=0x81, "vmmcall"),
+    (0x89..=0x8d, "other instruction"),
+    (0x400..=0x400, "nested page fault"),
 ];
 
 /// Exits between [`Tracer::start`] and [`Tracer::finish`].
@@ -68,7 +69,10 @@ impl Tracer {
         let exits = histogram("kvm_exit")?;
         let msrs = histogram("kvm_msr")?;
         let total = exits.values().sum();
-        let by_reason: BTreeMap<String, u64> = exits.iter().map(|(code, count)| (reason(*code), *count)).collect();
+        let mut by_reason = BTreeMap::new();
+        for (code, count) in &exits {
+            *by_reason.entry(reason(*code)).or_insert(0) += count;
+        }
         let ignored: u64 =
             ["external interrupt", "interrupt window"].iter().filter_map(|name| by_reason.get(*name)).sum::<u64>()
                 + msrs.get(&MSR_TSC_DEADLINE).unwrap_or(&0);
@@ -89,10 +93,8 @@ impl Drop for Tracer {
 }
 
 fn reason(code: u64) -> String {
-    SVM_NAMES
-        .iter()
-        .find(|(known, _)| *known == code)
-        .map_or_else(|| format!("{code:#x}"), |(_, name)| (*name).to_owned())
+    let known = SVM_NAMES.iter().find(|(codes, _)| codes.contains(&code));
+    known.map_or_else(|| format!("{code:#x}"), |(_, name)| (*name).to_owned())
 }
 
 fn pages(event: &str, counts: &BTreeMap<u64, u64>) -> BTreeMap<String, u64> {
