@@ -22,6 +22,10 @@ use crate::random;
 pub const RUNTIME_DIR_VARIABLE: &str = "HULL_RUNTIME_DIR";
 
 const RECORD: &str = "sandbox.json";
+/// The record while it is written.
+const NEW_RECORD: &str = "sandbox.new";
+/// So much of a command line is recorded, in characters: people read it, and the record has to stay small.
+const MAX_COMMAND_CHARS: usize = 4096;
 const MAX_RECORD_BYTES: u64 = 64 << 10;
 const MAX_SANDBOXES: usize = 10_000;
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
@@ -148,7 +152,7 @@ impl RuntimeRoot {
 
     fn sweep_locked(&self) {
         for path in self.directories() {
-            let ours = path.join(RECORD).exists() || is_empty(&path);
+            let ours = path.join(RECORD).exists() || is_unfinished(&path);
             if ours && !is_held(&path) {
                 tracing::debug!(path = %path.display(), "removing what a dead owner left");
                 remove(&path);
@@ -204,9 +208,10 @@ impl RuntimeDir {
 
     /// Replaces the record.
     pub fn write_record(&self, record: &SandboxRecord) -> Result<(), SandboxError> {
-        let temporary = self.path.join("sandbox.new");
+        let temporary = self.path.join(NEW_RECORD);
+        let record = SandboxRecord { command: shortened(&record.command), ..record.clone() };
         let write = || -> io::Result<()> {
-            let json = serde_json::to_vec(record)?;
+            let json = serde_json::to_vec(&record)?;
             File::create(&temporary)?.write_all(&json)?;
             fs::rename(&temporary, self.path.join(RECORD))
         };
@@ -241,8 +246,26 @@ fn is_held(path: &Path) -> bool {
         .is_ok_and(|dir| matches!(Flock::lock(dir, FlockArg::LockExclusiveNonblock), Err((_, Errno::EWOULDBLOCK))))
 }
 
-fn is_empty(path: &Path) -> bool {
-    fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none())
+/// Its owner died before the first record was complete.
+fn is_unfinished(path: &Path) -> bool {
+    fs::read_dir(path)
+        .is_ok_and(|mut entries| entries.all(|entry| entry.is_ok_and(|entry| entry.file_name() == NEW_RECORD)))
+}
+
+/// The beginning of a command line.
+fn shortened(command: &[String]) -> Vec<String> {
+    let mut left = MAX_COMMAND_CHARS;
+    let mut words = Vec::new();
+    for word in command {
+        let short: String = word.chars().take(left).collect();
+        // Each word counts a little, also an empty one.
+        left = left.saturating_sub(short.chars().count() + 1);
+        words.push(short);
+        if left == 0 {
+            break;
+        }
+    }
+    words
 }
 
 fn read_record(dir: &Path) -> Option<SandboxRecord> {
@@ -295,7 +318,7 @@ mod tests {
         drop(first);
         assert!(root.list().unwrap().is_empty());
         root.create(&record("0123456789ac", "one")).unwrap();
-        assert!(is_empty(dir.path()));
+        assert!(fs::read_dir(dir.path()).unwrap().next().is_none());
     }
 
     #[test]
@@ -304,14 +327,16 @@ mod tests {
         let root = RuntimeRoot::open(dir.path()).unwrap();
         let stale = dir.path().join("00000000000a");
         let foreign = dir.path().join("00000000000b");
+        let unfinished = dir.path().join("00000000000c");
         let other = dir.path().join("notes");
-        for path in [&stale, &foreign, &other] {
+        for path in [&stale, &foreign, &unfinished, &other] {
             fs::create_dir(path).unwrap();
         }
         fs::write(stale.join(RECORD), "{}").unwrap();
         fs::write(foreign.join("letter"), "dear").unwrap();
+        fs::write(unfinished.join(NEW_RECORD), "{").unwrap();
         let held = root.create(&record("0123456789ab", "one")).unwrap();
-        assert!(!stale.exists());
+        assert!(!stale.exists() && !unfinished.exists());
         assert!(foreign.exists() && other.exists() && held.path().exists());
     }
 
@@ -323,6 +348,17 @@ mod tests {
         assert!(RuntimeRoot::open(dir.path()).is_err());
         let deep = dir.path().join("x".repeat(100));
         assert!(matches!(RuntimeRoot::open(&deep), Err(SandboxError::PathTooLong(_))));
+    }
+
+    #[test]
+    fn a_container_with_a_huge_command_line_is_listed() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = RuntimeRoot::open(dir.path()).unwrap();
+        let command = vec!["sh".into(), "\u{1}".repeat(1 << 20), "end".into()];
+        let _held = root.create(&SandboxRecord { command, ..record("0123456789ab", "one") }).unwrap();
+        let listed = root.list().unwrap();
+        assert_eq!(listed[0].command[0], "sh");
+        assert!(listed[0].command[1].len() <= MAX_COMMAND_CHARS);
     }
 
     #[test]

@@ -98,7 +98,11 @@ async fn accept(listener: UnixListener, expected: Expected) {
     let mut unproven = Unproven::default();
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => unproven.admit(tokio::spawn(prove(stream, Arc::clone(&expected))).abort_handle()),
+            Ok((stream, _)) => {
+                unproven.admit(tokio::spawn(prove(stream, Arc::clone(&expected))).abort_handle());
+                // So that this one can prove itself before a crowd behind it makes it give way.
+                tokio::task::yield_now().await;
+            }
             Err(error) => {
                 // Out of descriptors, for example: others may end meanwhile.
                 tracing::warn!(%error, "a connection from the guest was lost");
@@ -218,5 +222,17 @@ mod tests {
         assert!(timeout(TOKEN_TIMEOUT / 2, pending.connection()).await.unwrap().is_some());
         // The first of the crowd had to go.
         assert_eq!(crowd[0].read(&mut [0; 1]).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_crowd_that_dials_at_once_does_not_push_the_agent_out() {
+        let (_dir, path, gate) = gate();
+        let mut pending = gate.expect().unwrap();
+        // Without awaiting: all of them wait to be accepted when the gate looks for the first time.
+        let mut guest = std::os::unix::net::UnixStream::connect(&path).unwrap();
+        std::io::Write::write_all(&mut guest, pending.token().as_bytes()).unwrap();
+        let _crowd: Vec<_> =
+            (0..3 * MAX_UNPROVEN).map(|_| std::os::unix::net::UnixStream::connect(&path).unwrap()).collect();
+        assert!(timeout(TOKEN_TIMEOUT / 2, pending.connection()).await.unwrap().is_some());
     }
 }
