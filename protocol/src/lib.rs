@@ -36,6 +36,9 @@ pub const STREAM_PORT: u32 = 1025;
 /// Upper bound for one ttrpc message in either direction, in bytes.
 pub const MAX_MESSAGE_BYTES: usize = 4 << 20;
 
+// ttrpc is what enforces it, when it sends and when it receives, on both sides.
+const _: () = assert!(MAX_MESSAGE_BYTES == ttrpc::proto::MESSAGE_LENGTH_MAX);
+
 /// Kernel command line parameter that carries the boot token as 32 hexadecimal digits.
 pub const BOOT_TOKEN_PARAMETER: &str = "hull.boot_token";
 
