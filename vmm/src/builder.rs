@@ -226,11 +226,11 @@ fn set_up_vcpu(
     if states != 0
         && let Err(error) = vcpu.set_xcr0(states)
     {
-        eprintln!("hull-vmm: {error} with {states:#x}: {}; going on with its reset value", error.source);
+        crate::log::line(&format!("{error} with {states:#x}: {}; going on with its reset value", error.source));
     }
     for (index, value) in msr::START_VALUES {
         if !vcpu.set_msr(*index, *value)? {
-            eprintln!("hull-vmm: KVM refuses MSR {index:#x}; going on with its reset value");
+            crate::log::line(&format!("KVM refuses MSR {index:#x}; going on with its reset value"));
         }
     }
     // Others wait for their INIT and SIPI in KVM.

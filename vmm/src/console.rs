@@ -79,16 +79,21 @@ impl ConsoleLog {
         text
     }
 
-    /// The last line that contains `words`, if it is still in memory.
+    /// The last line that contains `words`, if it is still in memory, without what is not text.
     pub fn last_line_with(&self, words: &str) -> Option<String> {
         let bytes: Vec<u8> = self.lock().tail.iter().copied().collect();
         let text = String::from_utf8_lossy(&bytes);
-        text.lines().rev().find(|line| line.contains(words)).map(|line| line.trim().chars().take(200).collect())
+        text.lines().rev().find(|line| line.contains(words)).map(plain)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A line for a message: a guest must not reach the terminal of whoever reads it.
+fn plain(line: &str) -> String {
+    line.trim().chars().filter(|c| !c.is_control()).take(200).collect()
 }
 
 impl ConsoleSink for Arc<ConsoleLog> {
@@ -153,6 +158,13 @@ mod tests {
         assert!(log.tail().ends_with("not syncing: end\n[0m"), "{:?}", log.tail());
         assert_eq!(log.lock().tail.len(), TAIL_BYTES);
         assert_eq!(log.last_line_with("Kernel panic").unwrap(), "Kernel panic - not syncing: end");
+    }
+
+    #[test]
+    fn a_line_for_a_message_has_no_control_characters() {
+        let log = ConsoleLog::in_memory();
+        log.write(b"Kernel panic \x1b]0;title\x07\xc2\x9b2J end\n");
+        assert_eq!(log.last_line_with("Kernel panic").unwrap(), "Kernel panic ]0;title2J end");
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub mod fd;
 pub mod interrupt;
 pub mod kvm;
 pub mod loader;
+pub mod log;
 pub mod memory;
 pub mod pci;
 pub mod probe;

@@ -18,7 +18,11 @@ use hull_vmm::event_loop::{self, Outcome};
 use hull_vmm::events::EventStream;
 use hull_vmm::report::{BootPhase, ExitCause, ExitReport};
 use hull_vmm::vm::Ending;
-use hull_vmm::{builder, fd, memory};
+use hull_vmm::{builder, fd, log, memory};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+/// Twice the most vsock connections.
+const MAX_FILES: u64 = 4096;
 
 /// Hull's virtual machine monitor: runs one VM.
 #[derive(Debug, Parser)]
@@ -130,6 +134,7 @@ fn read_config(source: &ConfigSource) -> Result<VmConfig> {
 
 fn run(args: RunArgs) -> ExitCode {
     memory::limit_heap_arenas();
+    raise_file_limit();
     let events = match open_events(args.events_fd) {
         Ok(events) => Arc::new(events),
         Err(error) => {
@@ -148,12 +153,19 @@ fn run(args: RunArgs) -> ExitCode {
         Ok(report) => {
             let code = exit_code(report.cause);
             if !matches!(report.cause, ExitCause::PowerOff | ExitCause::Stopped) {
-                eprintln!("hull-vmm: {}", report.message);
+                log::line(&report.message);
             }
             events.exited(report);
             code
         }
         Err(error) => fail_start(&events, &cleanup, error.as_ref()),
+    }
+}
+
+/// Each vsock connection is a descriptor, and there must be some left for the control socket whatever the guest opens.
+fn raise_file_limit() {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, soft.max(MAX_FILES.min(hard)), hard);
     }
 }
 
@@ -170,10 +182,13 @@ fn run_vm(config: &VmConfig, args: &RunArgs, events: &Arc<EventStream>, cleanup:
     if let Some(path) = &config.control_socket {
         cleanup.add_socket(path);
     }
-    let vm = builder::build(config, |phase| events.phase(phase))?;
-    if let Some(vsock) = &config.vsock {
-        cleanup.add_socket(&vsock.uds_path);
-    }
+    let vm = builder::build(config, |phase| {
+        events.phase(phase);
+        // Threads of a VM that fails to start later keep the device, and with it the socket.
+        if let (BootPhase::DevicesReady, Some(vsock)) = (phase, &config.vsock) {
+            cleanup.add_socket(&vsock.uds_path);
+        }
+    })?;
     let vm = Rc::new(RefCell::new(vm));
     vm.borrow_mut().start()?;
     events.phase(BootPhase::GuestEntered);
@@ -211,7 +226,7 @@ fn fail_start(events: &EventStream, cleanup: &Cleanup, error: &(dyn Error + 'sta
 }
 
 fn complain(error: &(dyn Error + 'static)) {
-    eprintln!("hull-vmm: {}", one_line(error));
+    log::line(&one_line(error));
 }
 
 /// The error and its causes on one line.
@@ -234,7 +249,7 @@ fn one_line(error: &(dyn Error + 'static)) -> String {
 fn end_process_on_panic(events: Arc<EventStream>, cleanup: Arc<Cleanup>) {
     std::panic::set_hook(Box::new(move |info| {
         let message = format!("hull-vmm panicked: {}", info.to_string().replace('\n', " "));
-        eprintln!("hull-vmm: {message}");
+        log::line(&message);
         let report = ExitReport { cause: ExitCause::MonitorFailed, message, console_tail: String::new() };
         events.exited(report);
         cleanup.sockets();

@@ -102,7 +102,7 @@ impl MutEventSubscriber for ControlServer {
     fn init(&mut self, ops: &mut EventOps) {
         for fd in [self.listener.as_raw_fd(), self.timer.as_raw_fd()] {
             if let Err(error) = ops.add(Events::new_raw(fd, EventSet::IN)) {
-                eprintln!("hull-vmm: the control socket doesn't work: {error}");
+                crate::log::line(&format!("the control socket doesn't work: {error}"));
             }
         }
     }

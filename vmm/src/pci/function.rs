@@ -13,6 +13,7 @@
 //! one into nothing.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vm_memory::GuestAddress;
@@ -45,6 +46,9 @@ const CAP_MSIX: u8 = 0x11;
 /// Message control (PCI Local Bus 3.0, section 6.8.2.3).
 const MSIX_ENABLE: u16 = 1 << 15;
 const MSIX_FUNCTION_MASK: u16 = 1 << 14;
+
+/// Broken rings that are reported for one device.
+const MAX_REPORTS: u64 = 16;
 
 /// Where the two BARs of a function are decoded.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -111,6 +115,7 @@ impl Function {
         let msix = Msix::new(vectors, Arc::clone(&fabric), Arc::clone(&page));
         let interrupt = Arc::new(PciInterrupt {
             name: name.to_owned(),
+            reports: AtomicU64::new(0),
             registers: Arc::clone(&registers),
             page: Arc::clone(&page),
             msix: Arc::clone(&msix),
@@ -343,6 +348,7 @@ fn add_msix_capability(config: &mut ConfigSpace, vectors: u16) -> usize {
 /// The device's way to its driver.
 struct PciInterrupt {
     name: String,
+    reports: AtomicU64,
     registers: Arc<Registers>,
     page: Arc<RegisterPage>,
     msix: Arc<Msix>,
@@ -368,7 +374,10 @@ impl Interrupt for PciInterrupt {
         if !self.registers.set_needs_reset() {
             return;
         }
-        eprintln!("hull-vmm: device {} needs a reset: {reason}", self.name);
+        // A guest may break its rings and reset the device for ever.
+        if self.reports.fetch_add(1, Ordering::Relaxed) < MAX_REPORTS {
+            crate::log::line(&format!("device {} needs a reset: {reason}", self.name));
+        }
         self.page.refresh_status(&self.registers);
         if self.registers.status() & status::DRIVER_OK != 0 {
             self.registers.set_isr(isr::CONFIG);

@@ -166,7 +166,7 @@ impl Msix {
     /// A failure of the host loses the interrupt; the driver sees a device that hangs, and the log says why.
     fn fire(&self, entry: &mut Entry) {
         if let Err(error) = self.try_fire(entry) {
-            eprintln!("hull-vmm: can't send a message-signalled interrupt: {error}");
+            crate::log::line(&format!("can't send a message-signalled interrupt: {error}"));
         }
     }
 

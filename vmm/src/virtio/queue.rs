@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 use virtio_queue::desc::split::Descriptor;
@@ -18,6 +19,9 @@ use super::counters::Counters;
 use super::device::{ActiveQueue, Interrupt};
 use super::spec::ring;
 use super::sys::GuestSlice;
+
+/// How long [`VirtQueue::drain`] goes on taking chains.
+const DRAIN_TIME: Duration = Duration::from_millis(50);
 
 /// A rule of the ring that the driver broke.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -98,16 +102,18 @@ impl VirtQueue {
         }
     }
 
-    /// Gives available chains to `handle`, until there are none. After a few rounds of the ring it stops and rings the doorbell
-    /// itself, so that a driver that never stops can't keep the worker from its other work.
+    /// Gives available chains to `handle`, until there are none. After a few rounds of the ring, or when it takes long, it stops
+    /// and rings the doorbell itself, so that a driver that never stops or asks for much can't keep the worker from its other
+    /// work, and from a pause or a stop.
     pub fn drain<'m>(&mut self, memory: &'m GuestMemoryMmap, mut handle: impl FnMut(&mut Self, Chain<'m>)) {
         let mut budget = 4 * u32::from(self.queue.size());
+        let start = Instant::now();
         self.disable_notification(memory);
         loop {
             while let Some(chain) = self.pop(memory) {
                 handle(self, chain);
                 budget = budget.saturating_sub(1);
-                if budget == 0 {
+                if budget == 0 || start.elapsed() >= DRAIN_TIME {
                     self.signal(memory);
                     // A full counter already means that the doorbell rings.
                     let _ = self.doorbell.write(1);
@@ -159,12 +165,6 @@ impl VirtQueue {
         if !self.broken && self.queue.add_used(memory, head.0, written).is_err() {
             self.fail(&RingError::RingMemory);
         }
-    }
-
-    /// Nothing is available; a broken queue never has anything.
-    pub fn is_empty(&self, memory: &GuestMemoryMmap) -> bool {
-        let index = self.queue.avail_idx(memory, Ordering::Acquire);
-        self.broken || index.is_ok_and(|index| index.0 == self.queue.next_avail())
     }
 
     /// Notifies the driver of chains completed since the last call, if it wants to know (section 2.7.7).

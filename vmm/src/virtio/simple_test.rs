@@ -74,3 +74,25 @@ fn a_pause_lasts_until_it_is_over() {
     driver.put8(0x14, 0);
     machine.root.shutdown();
 }
+
+struct Slow;
+
+impl ConsoleSink for Slow {
+    fn write(&mut self, _bytes: &[u8]) {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn a_reset_does_not_wait_for_all_that_the_driver_asked_for() {
+    let mut driver = Machine::new().plug(Box::new(Console::new(Box::new(Slow))));
+    driver.start();
+    for _ in 0..30 {
+        driver.queues[1].add(&[Part { address: 0x1000, len: 1, writable: false }]);
+    }
+    driver.queues[1].kick();
+    driver.queues[1].wait_used();
+    let start = std::time::Instant::now();
+    driver.put8(0x14, 0);
+    assert!(start.elapsed() < std::time::Duration::from_millis(1500), "30 requests take three seconds");
+}

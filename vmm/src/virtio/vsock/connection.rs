@@ -12,7 +12,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
-use super::packet::{HEADER_BYTES, Header, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, op};
+use super::packet::{Header, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, op};
 use crate::virtio::buffers::{Reader, Writer};
 use crate::virtio::sys;
 
@@ -223,8 +223,9 @@ impl Connection {
         self.told_shutdown == SHUTDOWN_BOTH
     }
 
-    /// Writes one packet for the guest. `None` if there is none after all.
-    pub fn produce(&mut self, writer: &mut Writer<'_>, guest_cid: u64) -> Option<u16> {
+    /// Writes one packet for the guest: its header to `writer`, and data behind it. `None` if there is none after all; then
+    /// nothing is written.
+    pub fn produce(&mut self, writer: &mut Writer<'_>, data: &mut Writer<'_>, guest_cid: u64) -> Option<u16> {
         let mut header = Header {
             src_cid: super::packet::HOST_CID,
             dst_cid: guest_cid,
@@ -234,10 +235,9 @@ impl Connection {
             buf_alloc: self.buf_alloc,
             ..Header::default()
         };
-        let mut data = writer.split_tail(writer.remaining().checked_sub(HEADER_BYTES)?)?;
         header.op = self.next_control();
         if header.op == 0 && self.may_send_data() {
-            header.len = self.receive_from_host(&mut data)?;
+            header.len = self.receive_from_host(data)?;
             header.op = if header.len > 0 { op::RW } else { 0 };
         }
         if header.op == 0 {
@@ -249,7 +249,7 @@ impl Connection {
         self.reported = self.forwarded;
         self.pending.credit_update = false;
         writer.write(&header.to_bytes());
-        writer.count_tail(&data);
+        writer.count_tail(data);
         Some(header.op)
     }
 

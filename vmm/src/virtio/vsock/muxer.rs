@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::epoll::EventSet;
 
 use super::connection::{Connection, Fate, Phase};
-use super::packet::{HOST_CID, Header, SHUTDOWN_BOTH, TYPE_STREAM, op};
+use super::packet::{HEADER_BYTES, HOST_CID, Header, SHUTDOWN_BOTH, TYPE_STREAM, op};
 use super::ports::{Connections, Ports, Token};
 use crate::virtio::buffers::{Reader, Writer};
 use crate::virtio::counters::Counters;
@@ -145,10 +145,17 @@ impl Muxer {
             writer.write(&header.to_bytes());
             return true;
         }
+        // Split once: a connection that turns out to have nothing must not take the space from the next one.
+        let space = writer.remaining().checked_sub(HEADER_BYTES);
+        let Some(mut data) = space.and_then(|bytes| writer.split_tail(bytes)) else { return false };
         while let Some(token) = self.ready.pop_front() {
             let Some(connection) = self.connections.get(token) else { continue };
             connection.queued = false;
-            let Some(sent) = connection.produce(writer, self.guest_cid) else { continue };
+            // Its ports may belong to another connection by now.
+            if connection.orphan {
+                continue;
+            }
+            let Some(sent) = connection.produce(writer, &mut data, self.guest_cid) else { continue };
             let over = connection.is_over();
             match sent {
                 op::RST => self.connections.remove(token),

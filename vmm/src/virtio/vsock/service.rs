@@ -71,7 +71,8 @@ impl VsockService {
             self.receive.complete(&memory, head, writer.written());
         }
         self.receive.signal(&memory);
-        if self.muxer.has_packets() && !self.receive.is_empty(&memory) {
+        // With notifications on before the look, so that buffers that come right after it are noticed.
+        if self.muxer.has_packets() && self.receive.enable_notification(&memory) {
             // More to do after other events.
             let _ = self.receive.doorbell().write(1);
         }
