@@ -227,7 +227,7 @@ static void run_command(int tty) {
   setsid();
   if (tty) ioctl(0, TIOCSCTTY, 0);
   if (chdir(directory)) {
-    fprintf(stderr, "testbed: working directory %s: %s (/tmp and /run are empty in the testbed; the host's are in /host)\n", directory, strerror(errno));
+    fprintf(stderr, "testbed: working directory %s: %s (/run is empty in the testbed; the host's is /host/run)\n", directory, strerror(errno));
     _exit(126);
   }
   environ = variables;
