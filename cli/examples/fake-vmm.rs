@@ -142,7 +142,7 @@ impl Agent for FakeAgent {
             return fail(Code::PERMISSION_DENIED, format!("exec {program:?}: permission denied"));
         }
         if request.user == "nobody-here" {
-            return fail(Code::NOT_FOUND, format!("user {:?} does not exist", request.user));
+            return fail(Code::INVALID_ARGUMENT, format!("user {:?} does not exist", request.user));
         }
         let prepared = Prepared {
             process: spec["process"].clone(),

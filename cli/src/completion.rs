@@ -5,6 +5,7 @@ use clap_complete::Shell;
 
 use crate::args::{Cli, CompletionArgs, CompletionShell};
 use crate::failure::Failure;
+use crate::output::print as print_text;
 
 pub fn print(args: &CompletionArgs) -> Result<u8, Failure> {
     let shell = match args.shell {
@@ -12,6 +13,8 @@ pub fn print(args: &CompletionArgs) -> Result<u8, Failure> {
         CompletionShell::Zsh => Shell::Zsh,
         CompletionShell::Fish => Shell::Fish,
     };
-    clap_complete::generate(shell, &mut Cli::command(), "hull", &mut std::io::stdout());
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "hull", &mut script);
+    print_text(&String::from_utf8_lossy(&script))?;
     Ok(0)
 }

@@ -3,6 +3,7 @@
 use std::env;
 use std::future::Future;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use hull_sandbox::{RuntimeRoot, SandboxError};
@@ -50,12 +51,15 @@ fn default_store_root() -> PathBuf {
     }
 }
 
-/// Runs a future on this thread. What it left running is dropped before this returns; threads that block are not waited
-/// for.
+/// How long the build of an image that was interrupted may take to remove what it has written.
+const CLEAN_UP_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Runs a future on this thread. What it left running is dropped before this returns; the runtime's threads that block are
+/// waited for a little, so that they clean up.
 pub fn block_on<T>(future: impl Future<Output = T>) -> anyhow::Result<T> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the event loop")?;
     let result = runtime.block_on(future);
-    runtime.shutdown_background();
+    runtime.shutdown_timeout(CLEAN_UP_TIMEOUT);
     Ok(result)
 }

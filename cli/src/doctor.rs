@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::args::DoctorArgs;
 use crate::context::Context;
 use crate::failure::Failure;
+use crate::output::{line, print};
 use crate::{kernel, table};
 
 /// Less than this is too little for any image.
@@ -45,8 +46,8 @@ struct Report {
 pub fn check(args: &DoctorArgs, context: &Context) -> Result<u8, Failure> {
     let report = examine(context);
     match args.json {
-        true => println!("{}", serde_json::to_string_pretty(&report)?),
-        false => print!("{}", text(&report)),
+        true => line(serde_json::to_string_pretty(&report)?)?,
+        false => print(&text(&report))?,
     }
     Ok(u8::from(!report.can_run_vms))
 }

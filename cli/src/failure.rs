@@ -6,6 +6,8 @@ use clap::error::ErrorKind;
 use hull_sandbox::SandboxError;
 use hull_sandbox::text::one_line;
 
+use crate::output::say;
+
 /// Hull failed, or was called wrongly.
 pub const FAILED: u8 = 125;
 /// The command can't be executed.
@@ -55,7 +57,7 @@ impl Failure {
 
     /// Prints the line.
     pub fn report(&self) -> ExitCode {
-        eprintln!("{}", self.line());
+        say(self.line());
         ExitCode::from(self.code)
     }
 
@@ -76,11 +78,16 @@ pub fn usage(error: &clap::Error) -> ExitCode {
         let _ = error.print();
         return ExitCode::SUCCESS;
     }
+    // clap's own text lists the hidden subcommands too.
+    if error.kind() == ErrorKind::MissingSubcommand {
+        say("hull: a command is needed; see `hull --help`");
+        return ExitCode::from(FAILED);
+    }
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         let _ = error.print();
         return ExitCode::from(FAILED);
     }
-    eprintln!("{}", usage_line(&error.to_string()));
+    say(usage_line(&error.to_string()));
     ExitCode::from(FAILED)
 }
 

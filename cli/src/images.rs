@@ -9,6 +9,7 @@ use serde_json::json;
 use crate::args::{ImagesArgs, Pull, PullArgs, RmiArgs};
 use crate::context::{self, Context};
 use crate::failure::{FAILED, Failure};
+use crate::output::{line, print, say};
 use crate::progress::Display;
 use crate::run::{request_to_end, signal_code};
 use crate::table;
@@ -64,13 +65,13 @@ pub fn pull(args: &PullArgs, context: &Context) -> Result<u8, Failure> {
     };
     let fetched = context::block_on(fetch(&args.image, &how, context))??;
     match args.quiet {
-        true => println!("{}", fetched.image.manifest_digest),
-        false => println!(
+        true => line(&fetched.image.manifest_digest)?,
+        false => line(format_args!(
             "{}\ndigest: {}\nsize: {}",
             fetched.image.name,
             fetched.image.manifest_digest,
             table::size(fetched.image.size_bytes)
-        ),
+        ))?,
     }
     Ok(0)
 }
@@ -90,9 +91,9 @@ pub fn list(args: &ImagesArgs, context: &Context) -> Result<u8, Failure> {
                 })
             })
             .collect();
-        println!("{}", serde_json::to_string_pretty(&images)?);
+        line(serde_json::to_string_pretty(&images)?)?;
     } else if args.quiet {
-        records.iter().for_each(|record| println!("{}", record.name));
+        records.iter().try_for_each(|record| line(&record.name))?;
     } else {
         let now_s = table::now_s();
         let rows: Vec<_> = records
@@ -107,7 +108,7 @@ pub fn list(args: &ImagesArgs, context: &Context) -> Result<u8, Failure> {
                 ]
             })
             .collect();
-        print!("{}", table::render(&["IMAGE", "DIGEST", "PLATFORM", "UPDATED", "SIZE"], &rows));
+        print(&table::render(&["IMAGE", "DIGEST", "PLATFORM", "UPDATED", "SIZE"], &rows))?;
     }
     Ok(0)
 }
@@ -117,9 +118,9 @@ pub fn remove(args: &RmiArgs, context: &Context) -> Result<u8, Failure> {
     let mut code = 0;
     for name in &args.images {
         match store.remove(name, args.force) {
-            Ok(_) => println!("removed: {name}"),
+            Ok(_) => line(format_args!("removed: {name}"))?,
             Err(error) => {
-                eprintln!("{}", Failure::new(FAILED, error).line());
+                say(Failure::new(FAILED, error).line());
                 code = FAILED;
             }
         }

@@ -9,6 +9,7 @@ use serde_json::json;
 
 use crate::args::KernelArgs;
 use crate::failure::Failure;
+use crate::output::line;
 
 /// More than any kernel has.
 const MAX_KERNEL_BYTES: u64 = 512 << 20;
@@ -18,13 +19,11 @@ pub fn show(args: &KernelArgs) -> Result<u8, Failure> {
     let path = locate::kernel()?;
     let version = banner(&path).ok().flatten();
     match args.json {
-        true => {
-            println!("{}", json!({ "path": path, "version": version.as_deref().and_then(release), "banner": version }))
-        }
+        true => line(json!({ "path": path, "version": version.as_deref().and_then(release), "banner": version }))?,
         false => {
-            println!("path:    {}", path.display());
-            println!("version: {}", version.as_deref().and_then(release).unwrap_or("unknown"));
-            println!("build:   {}", version.as_deref().unwrap_or("unknown"));
+            line(format_args!("path:    {}", path.display()))?;
+            line(format_args!("version: {}", version.as_deref().and_then(release).unwrap_or("unknown")))?;
+            line(format_args!("build:   {}", version.as_deref().unwrap_or("unknown")))?;
         }
     }
     Ok(0)

@@ -21,6 +21,7 @@ mod doctor;
 mod failure;
 mod images;
 mod kernel;
+mod output;
 mod progress;
 mod ps;
 mod run;

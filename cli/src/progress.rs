@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use hull_image::Progress;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
+use crate::output::say;
 use crate::table;
 
 const BAR: &str = "{prefix:<20} {bar:30} {bytes:>10}/{total_bytes:<10} {bytes_per_sec:>12}";
@@ -51,7 +52,7 @@ impl Progress for Display {
     fn finished(&self, item: &str) {
         match self {
             Self::Bars(bars) => bars.finished(item),
-            Self::Lines(_) => eprintln!("{item}: done"),
+            Self::Lines(_) => say(format_args!("{item}: done")),
             Self::Silent => (),
         }
     }
@@ -59,7 +60,7 @@ impl Progress for Display {
     fn message(&self, text: &str) {
         match self {
             Self::Bars(bars) => drop(bars.all.println(text)),
-            Self::Lines(_) => eprintln!("{text}"),
+            Self::Lines(_) => say(text),
             Self::Silent => (),
         }
     }
@@ -108,8 +109,8 @@ pub struct Lines {}
 impl Lines {
     fn started(&self, item: &str, total_bytes: Option<u64>) {
         match total_bytes {
-            Some(total) => eprintln!("{item}: {}", table::size(total)),
-            None => eprintln!("{item}: started"),
+            Some(total) => say(format_args!("{item}: {}", table::size(total))),
+            None => say(format_args!("{item}: started")),
         }
     }
 }

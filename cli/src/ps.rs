@@ -6,16 +6,17 @@ use hull_sandbox::runtime_dir::SandboxStatus;
 use crate::args::PsArgs;
 use crate::context::Context;
 use crate::failure::Failure;
+use crate::output::{line, print};
 use crate::table;
 
 pub fn list(args: &PsArgs, context: &Context) -> Result<u8, Failure> {
     let records = context.runtime()?.list()?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&records)?);
+        line(serde_json::to_string_pretty(&records)?)?;
     } else if args.quiet {
-        records.iter().for_each(|record| println!("{}", record.id));
+        records.iter().try_for_each(|record| line(&record.id))?;
     } else {
-        print!("{}", text(&records, table::now_s()));
+        print(&text(&records, table::now_s()))?;
     }
     Ok(0)
 }

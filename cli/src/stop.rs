@@ -11,6 +11,7 @@ use nix::libc;
 use crate::args::StopArgs;
 use crate::context::Context;
 use crate::failure::{FAILED, Failure};
+use crate::output::{line, say};
 
 /// How long a killed owner may take to be gone.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -25,9 +26,9 @@ pub fn stop(args: &StopArgs, context: &Context) -> Result<u8, Failure> {
     let mut code = 0;
     for wanted in &args.containers {
         match stop_one(&root, wanted, signal, args.time) {
-            Ok(()) => println!("{wanted}"),
+            Ok(()) => line(wanted)?,
             Err(failure) => {
-                eprintln!("{}", failure.line());
+                say(failure.line());
                 code = FAILED;
             }
         }

@@ -1,7 +1,10 @@
 //! Columns for people.
 
-/// Left-aligned columns, two blanks apart; the last one is not padded.
+/// Left-aligned columns, two blanks apart; the last one is not padded. Cells may hold foreign text (an image says its own
+/// platform): control characters become visible.
 pub fn render(header: &[&str], rows: &[Vec<String>]) -> String {
+    let shown = |cell: &String| cell.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect::<String>();
+    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(shown).collect()).collect();
     let header: Vec<String> = header.iter().map(|title| (*title).to_owned()).collect();
     let width = |column: usize| {
         let cells = rows.iter().chain([&header]).filter_map(|row| row.get(column));
@@ -9,7 +12,7 @@ pub fn render(header: &[&str], rows: &[Vec<String>]) -> String {
     };
     let widths: Vec<usize> = (0..header.len()).map(width).collect();
     let mut text = String::new();
-    for row in [&header].into_iter().chain(rows) {
+    for row in [&header].into_iter().chain(&rows) {
         let mut line = String::new();
         for (cell, width) in row.iter().zip(&widths) {
             line.push_str(&format!("{cell:<width$}  "));
@@ -57,6 +60,12 @@ mod tests {
     fn columns_line_up() {
         let rows = [vec!["a".into(), "1".into()], vec!["long".into(), "2".into()]];
         assert_eq!(render(&["NAME", "N"], &rows), "NAME  N\na     1\nlong  2\n");
+    }
+
+    #[test]
+    fn foreign_text_can_not_move_the_cursor() {
+        let text = render(&["PLATFORM"], &[vec!["linux/\u{1b}[2J\n".into()]]);
+        assert_eq!(text, "PLATFORM\nlinux/\u{fffd}[2J\u{fffd}\n");
     }
 
     #[test]

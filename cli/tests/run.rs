@@ -355,3 +355,33 @@ fn an_error_before_the_start_is_one_line_on_the_terminal() {
     terminal.expect("hull: exec \"missing\": not found");
     assert_eq!(terminal.child.wait().unwrap().code(), Some(127));
 }
+
+#[test]
+fn a_reader_that_has_gone_away_is_no_failure() {
+    let scene = Scene::new();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = scene.hull(&["images"]).stdout(Stdio::from(writer)).output().unwrap();
+    assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(0), ""));
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let status = scene.hull(&["rmi", "none"]).stderr(Stdio::from(writer)).status().unwrap();
+    assert_eq!(status.code(), Some(125));
+}
+
+#[test]
+fn what_an_interrupted_build_leaves_is_gone_with_the_next_command() {
+    let scene = Scene::new();
+    // Sparse, so that reading it takes long and making it takes nothing.
+    fs::File::create(scene.path("rootfs/large")).unwrap().set_len(8 << 30).unwrap();
+    let image = format!("rootfs:{}", scene.path("rootfs").display());
+    let mut hull = scene.hull(&["pull", &image]).spawn().unwrap();
+    let temporary = || fs::read_dir(scene.path("store/tmp")).map_or(0, Iterator::count);
+    until("the build is under way", || temporary() > 0);
+    thread::sleep(Duration::from_millis(200));
+    kill(Pid::from_raw(i32::try_from(hull.id()).unwrap()), Signal::SIGINT).unwrap();
+    assert_eq!(hull.wait().unwrap().code(), Some(130));
+    // A file of 8 GiB is not always given up within the time that the command waits.
+    assert!(scene.hull(&["images"]).status().unwrap().success());
+    assert_eq!(temporary(), 0);
+}

@@ -29,7 +29,7 @@ impl Failure {
         Self { code, message }
     }
 
-    /// The container, process, command, user or disk does not exist.
+    /// The container, process or command does not exist.
     pub fn not_found(message: impl Display) -> Self {
         Self::new(Code::NOT_FOUND, message)
     }
@@ -39,7 +39,7 @@ impl Failure {
         Self::new(Code::PERMISSION_DENIED, message)
     }
 
-    /// The request itself is wrong.
+    /// The request itself is wrong, or names a user, group or disk that does not exist.
     pub fn invalid(message: impl Display) -> Self {
         Self::new(Code::INVALID_ARGUMENT, message)
     }

@@ -89,15 +89,8 @@ pub fn reset_signals() -> io::Result<()> {
 /// Lets the child that `command` starts begin with the signal dispositions and mask that a new program expects; it would
 /// inherit a mask of this process.
 pub fn reset_signals_in_child(command: &mut std::process::Command) {
-    use std::os::unix::process::CommandExt;
     // SAFETY: between fork and exec only sigaction and pthread_sigmask are called, which are async-signal-safe.
     unsafe { command.pre_exec(reset_signals) };
-}
-
-/// The command starts with no signal blocked, whatever is blocked here: a child inherits its parent's mask.
-pub fn unblock_signals_in(command: &mut std::process::Command) {
-    // SAFETY: the closure runs between fork and exec, and only makes one async-signal-safe call on its own stack.
-    unsafe { command.pre_exec(|| Ok(SigSet::empty().thread_set_mask()?)) };
 }
 
 /// Ignores a signal.

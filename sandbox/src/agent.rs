@@ -37,11 +37,11 @@ pub struct AgentError {
 /// Kinds of failures that callers tell apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AgentErrorKind {
-    /// No such command, user, container or process.
+    /// No such command, container or process.
     NotFound,
     /// The command can't be executed.
     PermissionDenied,
-    /// The request is refused as it is.
+    /// The request is refused as it is; also for a user or group that does not exist.
     InvalidArgument,
     /// The identifier is taken.
     AlreadyExists,

@@ -230,7 +230,7 @@ mod tests {
         let mut pending = gate.expect().unwrap();
         // Without awaiting: all of them wait to be accepted when the gate looks for the first time.
         let mut guest = std::os::unix::net::UnixStream::connect(&path).unwrap();
-        std::io::Write::write_all(&mut guest, pending.token().as_bytes()).unwrap();
+        io::Write::write_all(&mut guest, pending.token().as_bytes()).unwrap();
         let _crowd: Vec<_> =
             (0..3 * MAX_UNPROVEN).map(|_| std::os::unix::net::UnixStream::connect(&path).unwrap()).collect();
         assert!(timeout(TOKEN_TIMEOUT / 2, pending.connection()).await.unwrap().is_some());

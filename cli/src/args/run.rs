@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, ValueEnum};
 use hull_sandbox::parse::{ContainerName, Cpus, EnvVar, MemorySize, Sysctl, Tmpfs, Ulimit};
+use hull_sandbox::sizing;
 use hull_sandbox::spec::parse_capability;
 
 use super::{FetchArgs, Pull};
@@ -204,8 +205,8 @@ fn pids_limit(text: &str) -> Result<PidsLimit, String> {
 fn vm_memory(text: &str) -> Result<MemorySize, String> {
     let size: MemorySize = text.parse().map_err(|error: hull_sandbox::parse::ParseError| error.to_string())?;
     match size.mib_rounded_up() {
-        ..32 => Err("a VM needs at least 32m".into()),
-        32..=1_048_576 => Ok(size),
+        ..sizing::MIN_MEMORY_MIB => Err(format!("a VM needs at least {}m", sizing::MIN_MEMORY_MIB)),
+        sizing::MIN_MEMORY_MIB..=1_048_576 => Ok(size),
         _ => Err("a VM has at most 1t".into()),
     }
 }

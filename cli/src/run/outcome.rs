@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::launch::Launch;
 use crate::failure::{FAILED, Failure, KILLED, NOT_EXECUTABLE, NOT_FOUND};
+use crate::output::say;
 
 /// The end of a run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,7 +39,7 @@ impl Outcome {
     pub fn not_started(error: SandboxError, launch: &Launch) -> Self {
         let code = match &error {
             SandboxError::Agent(error) => match error.kind {
-                AgentErrorKind::NotFound if !is_about_user(&error.message, &launch.container.user) => NOT_FOUND,
+                AgentErrorKind::NotFound => NOT_FOUND,
                 AgentErrorKind::PermissionDenied => NOT_EXECUTABLE,
                 _ => FAILED,
             },
@@ -78,10 +79,10 @@ impl Outcome {
     /// Prints what there is to say and returns the exit code.
     pub fn report(&self) -> u8 {
         if let Some(line) = &self.line {
-            eprintln!("{line}");
+            say(line);
         }
         if let Some(timings) = &self.timings {
-            eprint!("{timings}");
+            say(timings.trim_end());
         }
         self.code
     }
@@ -96,14 +97,6 @@ fn is_about_kernel(message: &str) -> bool {
     message.starts_with("The kernel ")
 }
 
-/// Users and groups that do not exist are NotFound too, but no reason for 127.
-fn is_about_user(message: &str, user: &str) -> bool {
-    let lower = message.to_lowercase();
-    let (name, group) = user.split_once(':').unwrap_or((user, ""));
-    let names = |kind: &str, name: &str| !name.is_empty() && lower.contains(kind) && message.contains(name);
-    names("user", name) || names("group", group)
-}
-
 /// 128 + n.
 pub fn signal_code(signal: i32) -> u8 {
     u8::try_from(128_i32.saturating_add(signal)).unwrap_or(KILLED)
@@ -112,14 +105,6 @@ pub fn signal_code(signal: i32) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_missing_user_is_told_from_a_missing_command() {
-        assert!(is_about_user("User \"no-such-user\" does not exist", "no-such-user"));
-        assert!(is_about_user("group \"g\" not found", "0:g"));
-        assert!(!is_about_user("\"no-such-command\": command not found", ""));
-        assert!(!is_about_user("\"usermod\": not found", "root"));
-    }
 
     #[test]
     fn signals_have_codes() {

@@ -173,7 +173,7 @@ mod tests {
     #[test]
     fn the_vm_follows_the_containers_limits() {
         let request = request(&["-m", "50m", "--cpus", "0.5", "img"]).unwrap();
-        assert_eq!(request.vm_memory_mib, 50 + sizing::OVERHEAD_MIB);
+        assert_eq!(request.vm_memory_mib, 114);
         assert_eq!(request.vcpus, 1);
     }
 

@@ -79,5 +79,5 @@ fn find_disk(serial: &str) -> Result<PathBuf, Failure> {
             return Ok(Path::new("/dev").join(disk.file_name()));
         }
     }
-    Err(Failure::not_found(format!("no disk has the serial number {serial}")))
+    Err(Failure::invalid(format!("no disk has the serial number {serial}")))
 }

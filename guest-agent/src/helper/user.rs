@@ -56,7 +56,7 @@ impl Users {
             }
             (None, Some(uid)) => Identity { uid, ..Identity::default() },
             (None, None) => {
-                return Err(Failure::not_found(format!(
+                return Err(Failure::invalid(format!(
                     "unable to find user {user}: no matching entries in passwd file"
                 )));
             }
@@ -81,9 +81,10 @@ impl Users {
     fn group_id(&self, group: &str) -> Result<u32, Failure> {
         let number = group.parse::<u32>().ok();
         let known = self.group.lines().filter_map(parse_group).find(|(name, _, _)| *name == group);
-        known.map(|(_, gid, _)| gid).or(number).ok_or_else(|| {
-            Failure::not_found(format!("unable to find group {group}: no matching entries in group file"))
-        })
+        known
+            .map(|(_, gid, _)| gid)
+            .or(number)
+            .ok_or_else(|| Failure::invalid(format!("unable to find group {group}: no matching entries in group file")))
     }
 
     fn groups_of(&self, user: &str) -> Vec<u32> {
@@ -156,10 +157,10 @@ mod tests {
     }
 
     #[test]
-    fn unknown_names_are_not_found() {
+    fn unknown_names_are_wrong_requests_and_no_missing_commands() {
         for wanted in ["nobody", "app:nogroup", "-1", "4294967296", "broken"] {
             let failure = users().look_up(wanted).expect_err(wanted);
-            assert_eq!(failure.code, ttrpc::Code::NOT_FOUND, "{wanted}");
+            assert_eq!(failure.code, ttrpc::Code::INVALID_ARGUMENT, "{wanted}");
         }
     }
 

@@ -32,9 +32,9 @@ impl Archive {
     pub(crate) fn open_path(path: &Path, spool_dir: &Path, limits: &Limits) -> Result<Self, SourceError> {
         let failed = |source| SourceError::Read { path: path.to_owned(), source };
         if path.is_dir() {
-            return Err(failed(std::io::ErrorKind::IsADirectory.into()));
+            return Err(failed(rustix::io::Errno::ISDIR.into()));
         }
-        let section = open_regular(path)?.ok_or_else(|| failed(std::io::ErrorKind::NotFound.into()))?;
+        let section = open_regular(path)?.ok_or_else(|| failed(rustix::io::Errno::NOENT.into()))?;
         let mut file = section.file;
         if Compression::of(&mut BufReader::new(&mut file)).map_err(failed)? != Compression::None {
             file.seek(SeekFrom::Start(0)).map_err(failed)?;

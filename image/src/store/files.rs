@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -25,9 +25,13 @@ impl Layout {
         for dir in
             [layout.erofs_dir(), layout.blobs_dir(), layout.images_dir(), layout.temporary_dir(), layout.locks_dir()]
         {
-            std::fs::create_dir_all(dir)?;
+            // Images may be private; and others must not put theirs here.
+            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         }
-        layout.clean_temporary()?;
+        check_owner(&layout.root)?;
+        for dir in [layout.temporary_dir(), layout.locks_dir()] {
+            remove_unlocked(&dir)?;
+        }
         Ok(layout)
     }
 
@@ -60,18 +64,6 @@ impl Layout {
         self.root.join("locks")
     }
 
-    /// Removes temporary files that nobody holds locked.
-    fn clean_temporary(&self) -> std::io::Result<()> {
-        for entry in std::fs::read_dir(self.temporary_dir())? {
-            let path = entry?.path();
-            let Ok(file) = File::open(&path) else { continue };
-            if try_lock(&file, FlockOperation::NonBlockingLockExclusive)? {
-                ignore_missing(std::fs::remove_file(&path))?;
-            }
-        }
-        Ok(())
-    }
-
     /// Waits for its turn to build an image. Whoever waits finds the image built when its turn comes.
     pub(super) async fn lock_build(&self, key: &str, waiting: impl Fn()) -> std::io::Result<BuildLock> {
         let path = self.locks_dir().join(key);
@@ -100,6 +92,29 @@ impl Layout {
         retry_interrupted(|| rustix::fs::flock(&file, operation))?;
         Ok(StoreLock { _file: file })
     }
+}
+
+/// Removes the files of processes that have died: those that nobody holds locked.
+fn remove_unlocked(dir: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        let Ok(file) = File::open(&path) else { continue };
+        if try_lock(&file, FlockOperation::NonBlockingLockExclusive)? {
+            ignore_missing(std::fs::remove_file(&path))?;
+        }
+    }
+    Ok(())
+}
+
+/// A store that somebody else made, in /tmp for example, holds what they want to be run. Root may use anybody's.
+fn check_owner(root: &Path) -> std::io::Result<()> {
+    let user = rustix::process::geteuid().as_raw();
+    let owner = std::fs::metadata(root)?.uid();
+    if user == 0 || owner == 0 || owner == user {
+        return Ok(());
+    }
+    let text = format!("it belongs to user {owner}");
+    Err(std::io::Error::new(std::io::ErrorKind::PermissionDenied, text))
 }
 
 /// The right to build one image.
@@ -223,4 +238,23 @@ fn retry_interrupted(mut call: impl FnMut() -> rustix::io::Result<()>) -> std::i
 
 fn nanoseconds() -> u128 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |time| time.as_nanos())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_new_store_is_private_and_what_the_dead_left_in_it_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("a/store");
+        let layout = Layout::open(&root).unwrap();
+        assert_eq!(std::fs::metadata(&root).unwrap().permissions().mode() & 0o777, 0o700);
+        let left = [layout.temporary_dir().join("x"), layout.locks_dir().join("y")];
+        left.iter().for_each(|path| std::fs::write(path, "").unwrap());
+        let held = TemporaryFile::create(&layout.temporary_dir()).unwrap();
+        Layout::open(&root).unwrap();
+        assert!(left.iter().all(|path| !path.exists()) && held.path.exists());
+    }
 }

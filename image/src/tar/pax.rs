@@ -3,6 +3,9 @@
 use super::TarError;
 use super::sparse::{MAX_SEGMENTS, Piece};
 
+/// Most extended attributes of one entry. Each is compared with those before it, so that more cost too much time.
+const MAX_XATTRS: usize = 1024;
+
 /// What an extended header says about the next entry; `None` where it is silent.
 #[derive(Default)]
 pub(super) struct Pax {
@@ -54,7 +57,7 @@ impl Pax {
             b"mtime" => self.mtime = Some(time(value).ok_or(TarError::Pax("mtime is not a time"))?),
             _ => {
                 if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
-                    self.set_xattr(name, value);
+                    self.set_xattr(name, value)?;
                 } else if let Some(name) = key.strip_prefix(b"GNU.sparse.") {
                     self.sparse.get_or_insert_default().record(name, value)?;
                 }
@@ -63,9 +66,13 @@ impl Pax {
         Ok(())
     }
 
-    fn set_xattr(&mut self, name: &[u8], value: &[u8]) {
+    fn set_xattr(&mut self, name: &[u8], value: &[u8]) -> Result<(), TarError> {
         self.xattrs.retain(|(known, _)| known != name);
+        if self.xattrs.len() >= MAX_XATTRS {
+            return Err(TarError::Pax("too many extended attributes"));
+        }
         self.xattrs.push((name.to_vec(), value.to_vec()));
+        Ok(())
     }
 }
 
@@ -163,5 +170,19 @@ fn time(value: &[u8]) -> Option<(i64, u32)> {
         (false, _) => Some((seconds, nanoseconds)),
         (true, 0) => Some((-seconds, 0)),
         (true, _) => Some((-seconds - 1, 1_000_000_000 - nanoseconds)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_has_a_bounded_number_of_attributes() {
+        let record = |number: usize| format!("30 SCHILY.xattr.user.{number:05}=aa\n").into_bytes();
+        assert_eq!(record(0).len(), 30);
+        let header = |count: usize| (0..count).flat_map(record).collect::<Vec<_>>();
+        assert_eq!(Pax::parse(&header(MAX_XATTRS)).unwrap().xattrs.len(), MAX_XATTRS);
+        assert!(matches!(Pax::parse(&header(MAX_XATTRS + 1)), Err(TarError::Pax(_))));
     }
 }
