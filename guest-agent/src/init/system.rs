@@ -7,13 +7,16 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use crate::sys;
 
 /// Kernel settings, each with the reason.
-const SYSCTLS: [(&str, &str); 4] = [
+const SYSCTLS: [(&str, &str); 5] = [
     // Docker gives these two to its containers: ports below 1024 and `ping` without capabilities. A container here
     // usually has the guest's own network namespace.
     ("net/ipv4/ip_unprivileged_port_start", "0"),
     ("net/ipv4/ping_group_range", "0 2147483647"),
     // Elasticsearch and others refuse to start below this, and nobody can reach into the guest to raise it.
     ("vm/max_map_count", "262144"),
+    // Programs reserve more than they use. On a host with much memory that works, and the container's limit counts what is
+    // used; the default heuristic would refuse what is larger than this small machine.
+    ("vm/overcommit_memory", "1"),
     // Development servers run out of the default of 128.
     ("fs/inotify/max_user_instances", "1024"),
 ];
