@@ -14,17 +14,14 @@ use crate::bus::{Bus, RangeError};
 use crate::config::VmConfig;
 use crate::console::ConsoleLog;
 use crate::device::{KeyboardReset, Power, Serial};
+use crate::devices::{DeviceError, Devices};
 use crate::kvm::{KvmError, KvmVcpu, KvmVm, OpenError, System, install_kick_handler};
 use crate::loader::{self, LoadError, LoadedKernel};
 use crate::memory::{self, ConfigPages, GuestRam, MemoryError};
-use crate::pci::{PciError, PciRoot, PlugError};
+use crate::pci::{PciError, PciRoot};
 use crate::report::BootPhase;
 use crate::resident::ResidentMemory;
 use crate::vcpu::{Gate, VcpuContext, VcpuThread};
-use crate::virtio::blk::{Block, BlockConfig, BlockError};
-use crate::virtio::console::Console;
-use crate::virtio::rng::Rng;
-use crate::virtio::vsock::{Vsock, VsockError};
 use crate::vm::{EndSignal, Vm};
 
 /// A VM can't be built.
@@ -54,15 +51,9 @@ pub enum BuildError {
     /// PCI bus.
     #[error(transparent)]
     Pci(#[from] PciError),
-    /// PCI device.
+    /// Devices.
     #[error(transparent)]
-    Plug(#[from] PlugError),
-    /// Block device.
-    #[error(transparent)]
-    Block(#[from] BlockError),
-    /// Socket device.
-    #[error(transparent)]
-    Vsock(#[from] VsockError),
+    Device(#[from] DeviceError),
     /// Console log.
     #[error("Can't open the console's log file")]
     ConsoleLog(#[source] io::Error),
@@ -107,8 +98,13 @@ pub fn build(config: &VmConfig, mut on_phase: impl FnMut(BootPhase)) -> Result<V
     on_phase(BootPhase::DevicesReady);
 
     let end = Arc::new(EndSignal::new().map_err(host("an eventfd"))?);
-    let context =
-        Arc::new(VcpuContext { ports: ports(&console, &end)?, mmio: mmio(&devices)?, end, console, gate: Gate::new() });
+    let context = Arc::new(VcpuContext {
+        ports: ports(&console, &end)?,
+        mmio: mmio(devices.root())?,
+        end,
+        console,
+        gate: Gate::new(),
+    });
     let resident = ResidentMemory::new(memory::host_ranges(&ram.memory())).map_err(host("/proc/self/smaps"))?;
     let vcpus = start_vcpus(&system, &kvm, vcpu_count, &kernel, &context)?;
     Ok(Vm::new(kvm, context, vcpus, devices, config.machine_config.mem_size_mib, resident))
@@ -150,28 +146,24 @@ fn plug_devices(
     kvm: &KvmVm,
     ram: &GuestRam,
     console: &Arc<ConsoleLog>,
-) -> Result<Arc<PciRoot>, BuildError> {
+) -> Result<Devices, BuildError> {
     let pages = Arc::new(ConfigPages::new()?);
     kvm.add_read_only_memory(pages.host_range(GuestAddress(layout::ECAM_START)))?;
     let root = PciRoot::new(pages, layout::BAR_WINDOW, Arc::new(kvm.fabric()), ram.clone())?;
+    let mut devices = Devices::new(root);
     if config.console.is_some() {
-        root.plug("console", Box::new(Console::new(Box::new(console.clone()))))?;
+        devices.plug_console(console)?;
     }
     for drive in &config.drives {
-        let block = Block::new(&BlockConfig {
-            path: drive.path_on_host.clone(),
-            id: drive.drive_id.clone(),
-            read_only: drive.is_read_only,
-        })?;
-        root.plug(&drive.drive_id, Box::new(block))?;
+        devices.plug_drive(drive)?;
     }
     if let Some(vsock) = &config.vsock {
-        root.plug("vsock", Box::new(Vsock::new(vsock.guest_cid, &vsock.uds_path)?))?;
+        devices.plug_vsock(vsock)?;
     }
     if config.entropy.is_some() {
-        root.plug("entropy", Box::new(Rng::new()))?;
+        devices.plug_entropy()?;
     }
-    Ok(root)
+    Ok(devices)
 }
 
 fn ports(console: &Arc<ConsoleLog>, end: &Arc<EndSignal>) -> Result<Bus, BuildError> {

@@ -8,6 +8,7 @@ pub mod config;
 pub mod console;
 pub mod control;
 pub mod device;
+pub mod devices;
 pub mod ending;
 pub mod event_loop;
 pub mod events;

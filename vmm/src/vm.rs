@@ -9,8 +9,8 @@ use thiserror::Error;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::console::ConsoleLog;
+use crate::devices::Devices;
 use crate::kvm::KvmVm;
-use crate::pci::PciRoot;
 use crate::report::{ExitCause, ExitReport};
 use crate::resident::{MemoryStats, ResidentMemory};
 use crate::vcpu::{ExitCounts, Turn, VcpuContext, VcpuThread};
@@ -116,7 +116,7 @@ pub struct Vm {
     state: VmState,
     context: Arc<VcpuContext>,
     vcpus: Vec<VcpuThread>,
-    devices: Arc<PciRoot>,
+    devices: Devices,
     mem_size_mib: u32,
     resident: ResidentMemory,
     /// Closed last.
@@ -129,7 +129,7 @@ impl Vm {
         kvm: KvmVm,
         context: Arc<VcpuContext>,
         vcpus: Vec<VcpuThread>,
-        devices: Arc<PciRoot>,
+        devices: Devices,
         mem_size_mib: u32,
         resident: ResidentMemory,
     ) -> Self {
@@ -149,6 +149,16 @@ impl Vm {
     /// Guest memory in MiB.
     pub fn mem_size_mib(&self) -> u32 {
         self.mem_size_mib
+    }
+
+    /// The devices.
+    pub fn devices(&self) -> &Devices {
+        &self.devices
+    }
+
+    /// The devices, to plug, change and unplug them.
+    pub fn devices_mut(&mut self) -> &mut Devices {
+        &mut self.devices
     }
 
     /// The guest's console output.
@@ -181,7 +191,7 @@ impl Vm {
             self.context.gate.set(Turn::Run);
             return Err(StateError::Timeout);
         }
-        self.devices.pause_devices();
+        self.devices.root().pause_devices();
         self.state = VmState::Paused;
         Ok(())
     }
@@ -192,7 +202,7 @@ impl Vm {
             return Ok(());
         }
         self.require("resume", VmState::Paused)?;
-        self.devices.resume_devices();
+        self.devices.root().resume_devices();
         self.context.gate.set(Turn::Run);
         self.state = VmState::Running;
         Ok(())
@@ -205,7 +215,7 @@ impl Vm {
         self.kick_all();
         let vcpus = std::mem::take(&mut self.vcpus);
         let stuck = vcpus.into_iter().filter_map(|vcpu| (!vcpu.join(deadline)).then_some(())).count();
-        self.devices.shutdown();
+        self.devices.root().shutdown();
         self.state = VmState::Stopped;
         stuck == 0
     }

@@ -144,11 +144,17 @@ fn put_actions(api: &Api, text: &[u8]) -> Result<Response, Fault> {
 
 fn stats(api: &Api, _: &[u8]) -> Result<Response, Fault> {
     let vm = api.vm.borrow();
+    let devices: Vec<_> = vm
+        .devices()
+        .iter()
+        .map(|device| json!({ "kind": device.kind, "id": device.id, "counters": &*device.counters }))
+        .collect();
     let phases: Vec<_> =
         api.events.phases().iter().map(|(phase, at_ns)| json!({ "phase": phase, "at_ns": at_ns })).collect();
     Ok(Response::ok(json!({
         "vcpus": vm.vcpu_stats(),
         "memory": vm.memory_stats(),
+        "devices": devices,
         "phases": phases,
     })))
 }

@@ -27,6 +27,7 @@ use super::page::{
 };
 use crate::interrupt::Fabric;
 use crate::memory::GuestRam;
+use crate::virtio::counters::Counters;
 use crate::virtio::device::{Interrupt, VirtioDevice};
 use crate::virtio::spec::pci::{self as spec, cap, common, isr};
 use crate::virtio::spec::{device_type, status};
@@ -78,6 +79,7 @@ pub struct Function {
     registers: Arc<Registers>,
     page: Arc<RegisterPage>,
     msix: Arc<Msix>,
+    interrupt: Arc<dyn Interrupt>,
     place: Place,
     /// Offsets of capabilities that the guest writes to.
     msix_capability: usize,
@@ -90,6 +92,8 @@ struct State {
     transport: Transport,
     decoded: Decoded,
     attached: Vec<(GuestAddress, EventFd)>,
+    /// Shut down: a vCPU that found the function just before finds nothing.
+    gone: bool,
 }
 
 impl Function {
@@ -113,18 +117,19 @@ impl Function {
         let registers = Registers::new(queues);
         let page = RegisterPage::new(Arc::clone(&pages));
         let msix = Msix::new(vectors, Arc::clone(&fabric), Arc::clone(&page));
-        let interrupt = Arc::new(PciInterrupt {
+        let interrupt: Arc<dyn Interrupt> = Arc::new(PciInterrupt {
             name: name.to_owned(),
             reports: AtomicU64::new(0),
             registers: Arc::clone(&registers),
             page: Arc::clone(&page),
             msix: Arc::clone(&msix),
         });
-        let transport = Transport::new(device, memory, Arc::clone(&registers), interrupt);
+        let transport = Transport::new(device, memory, Arc::clone(&registers), Arc::clone(&interrupt));
         pages.store(place.config_offset, config.bytes());
-        let state = State { config, transport, decoded: Decoded::default(), attached: Vec::new() };
+        let state = State { config, transport, decoded: Decoded::default(), attached: Vec::new(), gone: false };
         let state = Mutex::new(state);
-        let this = Self { pages, fabric, registers, page, msix, place, msix_capability, access_capability, state };
+        let this =
+            Self { pages, fabric, registers, page, msix, interrupt, place, msix_capability, access_capability, state };
         this.show_registers(&this.lock().transport, true);
         this
     }
@@ -132,6 +137,9 @@ impl Function {
     /// A write by the guest to configuration space. True if BARs have moved.
     pub fn write_config(&self, offset: usize, data: &[u8]) -> bool {
         let mut state = self.lock();
+        if state.gone {
+            return false;
+        }
         let old = *state.config.bytes();
         state.config.write(offset, data);
         self.access_bar(&mut state, offset..offset.saturating_add(data.len()));
@@ -182,15 +190,39 @@ impl Function {
         self.lock().transport.resume();
     }
 
-    /// Stops the device for good.
+    /// The device changed its configuration: shows it to the guest and tells the driver.
+    pub fn config_changed(&self) {
+        let state = self.lock();
+        self.show_registers(&state.transport, true);
+        self.interrupt.signal_config();
+    }
+
+    /// What the device has done so far.
+    pub fn counters(&self) -> Arc<Counters> {
+        Arc::clone(self.lock().transport.device().counters())
+    }
+
+    /// Whether a driver has started the device.
+    pub fn is_active(&self) -> bool {
+        self.registers.status() & status::DRIVER_OK != 0
+    }
+
+    /// Stops the device for good and takes it out of the guest's sight.
     pub fn shutdown(&self) {
         let mut state = self.lock();
+        state.gone = true;
         state.transport.reset();
+        state.decoded = Decoded::default();
         self.follow_doorbells(&mut state);
+        self.page.move_to(None);
         self.msix.detach();
+        self.pages.store(self.place.config_offset, &[0; CONFIG_BYTES]);
     }
 
     fn registers_written(&self, state: &mut State, offset: u64, data: &[u8]) {
+        if state.gone {
+            return;
+        }
         let at = usize::try_from(offset).unwrap_or(usize::MAX);
         if at < common::BYTES {
             let effect = state.transport.write_common(offset, data);
@@ -367,7 +399,16 @@ impl Interrupt for PciInterrupt {
         self.registers.next_generation();
         self.page.refresh_status(&self.registers);
         self.registers.set_isr(isr::CONFIG);
-        self.msix.signal(self.registers.config_vector());
+        if self.registers.status() & status::DRIVER_OK != 0 {
+            self.msix.signal(self.registers.config_vector());
+        }
+    }
+
+    fn show_config(&self, offset: u64, bytes: &[u8]) {
+        let Ok(at) = usize::try_from(offset) else { return };
+        if at.checked_add(bytes.len()).is_some_and(|end| end <= DEVICE_CONFIG_BYTES) {
+            self.page.update(DEVICE_CONFIG_OFFSET + at, bytes);
+        }
     }
 
     fn signal_needs_reset(&self, reason: &str) {

@@ -276,3 +276,40 @@ fn the_wrong_end_of_everything_is_ignored() {
     }
     assert_eq!(double(&machine, driver.slot, 0), 0x1042_1af4);
 }
+
+#[test]
+fn an_unplugged_device_is_gone_and_its_slot_serves_the_next_one() {
+    let (machine, mut driver) = started();
+    works(&mut driver);
+    let slot = driver.slot;
+    assert!(machine.root.is_active(slot));
+    assert!(machine.root.unplug(slot));
+    assert!(!machine.root.unplug(slot), "there is nothing left to unplug");
+    assert_eq!(machine.config_read(slot, 0), [0; 64]);
+    assert!(machine.fabric.doorbell_addresses().is_empty());
+    assert_eq!(machine.fabric.interrupt_count(), 0);
+    // A driver that doesn't notice writes into nothing.
+    machine.config_write(slot, 4, &[6, 4]);
+    machine.device_write(driver.common + common::DEVICE_STATUS, &[0]);
+    machine.device_write(driver.notify, &[0, 0]);
+    assert_eq!(machine.device_read::<4>(driver.common), [0; 4]);
+    for _ in 0..100 {
+        let mut next = machine.plug(Box::new(Rng::new()));
+        assert_eq!(next.slot, slot);
+        next.start();
+        works(&mut next);
+        assert!(machine.root.unplug(slot));
+    }
+    assert_eq!(machine.fabric.interrupt_count(), 0);
+}
+
+#[test]
+fn a_changed_configuration_is_shown_with_a_new_generation_and_an_interrupt() {
+    let (machine, driver) = started();
+    driver.put16(common::CONFIG_MSIX_VECTOR, 0);
+    let before = driver.get8(common::CONFIG_GENERATION);
+    machine.fabric.take_messages();
+    machine.root.config_changed(driver.slot);
+    assert_eq!(driver.get8(common::CONFIG_GENERATION), before.wrapping_add(1));
+    assert_eq!(machine.fabric.take_messages(), [(0, 1)]);
+}

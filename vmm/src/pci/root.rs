@@ -12,6 +12,7 @@ use super::{ConfigSpaceMemory, HALF_BYTES, SLOTS};
 use crate::bus::BusDevice;
 use crate::interrupt::Fabric;
 use crate::memory::GuestRam;
+use crate::virtio::counters::Counters;
 use crate::virtio::device::VirtioDevice;
 
 /// Bytes of ECAM for one function, and for one device with its eight functions.
@@ -109,6 +110,34 @@ impl PciRoot {
         Ok(PciSlot(u8::try_from(index).unwrap_or(u8::MAX)))
     }
 
+    /// Takes a device out: its worker ends, its registers and its configuration space are gone. The guest should have let go of it
+    /// before. False if the slot is empty.
+    pub fn unplug(&self, slot: PciSlot) -> bool {
+        let function = self.slots().get_mut(usize::from(slot.0)).and_then(Option::take);
+        // Without the lock on the slots: a vCPU that writes to another device needn't wait for the worker's end.
+        let Some(function) = function else { return false };
+        function.shutdown();
+        self.rebuild_map();
+        true
+    }
+
+    /// The device in `slot` changed its configuration: shows it to the guest and tells the driver.
+    pub fn config_changed(&self, slot: PciSlot) {
+        if let Some(function) = self.function(slot) {
+            function.config_changed();
+        }
+    }
+
+    /// What the device in `slot` has done so far.
+    pub fn counters(&self, slot: PciSlot) -> Option<Arc<Counters>> {
+        self.function(slot).map(|function| function.counters())
+    }
+
+    /// Whether a driver has started the device in `slot`.
+    pub fn is_active(&self, slot: PciSlot) -> bool {
+        self.function(slot).is_some_and(|function| function.is_active())
+    }
+
     /// Writes into the ECAM range. Reads never get here: the guest sees the pages.
     pub fn ecam_face(self: &Arc<Self>) -> Arc<dyn BusDevice> {
         Arc::new(EcamFace(Arc::clone(self)))
@@ -179,6 +208,10 @@ impl PciRoot {
         let map = self.map.read().unwrap_or_else(PoisonError::into_inner);
         let mapping = map.iter().find(|mapping| mapping.range.start <= address && end <= mapping.range.end)?;
         Some((Arc::clone(&mapping.function), mapping.kind, address - mapping.range.start))
+    }
+
+    fn function(&self, slot: PciSlot) -> Option<Arc<Function>> {
+        self.slots().get(usize::from(slot.0)).cloned().flatten()
     }
 
     fn functions(&self) -> Vec<Arc<Function>> {

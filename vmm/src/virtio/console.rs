@@ -11,7 +11,7 @@ use super::counters::Counters;
 use super::device::{ActivateError, Activation, VirtioDevice};
 use super::queue::VirtQueue;
 use super::spec::device_type;
-use super::worker::{Service, Watch, Worker};
+use super::worker::{Quiesce, Service, Watch, Workers};
 use crate::memory::GuestRam;
 
 /// Receive queue and transmit queue of port 0 (section 5.3.2). Linux sends a line or less at once.
@@ -27,28 +27,15 @@ pub trait ConsoleSink: Send {
 /// A console with one port.
 pub struct Console {
     counters: Arc<Counters>,
-    state: State,
-}
-
-/// Who has the sink.
-enum State {
-    Idle(Box<dyn ConsoleSink>),
-    Active(Worker<ConsoleService>),
-    /// The worker is gone with its sink; can't happen unless the sink panics.
-    Lost,
+    /// Where the output goes, while no worker has it.
+    sink: Option<Box<dyn ConsoleSink>>,
+    workers: Workers<ConsoleService>,
 }
 
 impl Console {
     /// Makes a console that writes to `sink`.
     pub fn new(sink: Box<dyn ConsoleSink>) -> Self {
-        Self { counters: Arc::default(), state: State::Idle(sink) }
-    }
-
-    fn worker(&self) -> Option<&Worker<ConsoleService>> {
-        match &self.state {
-            State::Active(worker) => Some(worker),
-            State::Idle(_) | State::Lost => None,
-        }
+        Self { counters: Arc::default(), sink: Some(sink), workers: Workers::default() }
     }
 }
 
@@ -80,33 +67,20 @@ impl VirtioDevice for Console {
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
         let mut queues = activation.queues(&self.counters);
         let transmit = queues.take(TRANSMIT)?;
-        let State::Idle(sink) = std::mem::replace(&mut self.state, State::Lost) else {
+        let Some(sink) = self.sink.take() else {
             return Err(ActivateError("The console's output is gone".to_owned()));
         };
         let counters = Arc::clone(&self.counters);
         let service = ConsoleService { memory: activation.memory, transmit, sink, counters };
-        self.state = State::Active(Worker::start("console", service)?);
-        Ok(())
+        Ok(self.workers.start("console", [service])?)
     }
 
     fn reset(&mut self) {
-        if let State::Active(worker) = std::mem::replace(&mut self.state, State::Lost)
-            && let Some(service) = worker.stop()
-        {
-            self.state = State::Idle(service.sink);
-        }
+        self.sink = self.workers.stop().pop().map(|service| service.sink).or(self.sink.take());
     }
 
-    fn pause(&mut self) {
-        if let Some(worker) = self.worker() {
-            worker.pause();
-        }
-    }
-
-    fn resume(&mut self) {
-        if let Some(worker) = self.worker() {
-            worker.resume();
-        }
+    fn workers(&self) -> &dyn Quiesce {
+        &self.workers
     }
 }
 

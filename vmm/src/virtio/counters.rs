@@ -2,8 +2,10 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use serde::Serialize;
+
 /// Counters of one device. They survive resets and may be read at any time.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize)]
 pub struct Counters {
     /// Requests taken from a ring.
     pub requests: Count,
@@ -20,7 +22,8 @@ pub struct Counters {
 }
 
 /// A number that only grows.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize)]
+#[serde(transparent)]
 pub struct Count(AtomicU64);
 
 impl Count {

@@ -9,6 +9,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::counters::Counters;
 use super::queue::VirtQueue;
+use super::worker::Quiesce;
 use crate::memory::GuestRam;
 
 /// A virtio device, seen from its transport.
@@ -46,14 +47,11 @@ pub trait VirtioDevice: Send {
     /// Starts the device: the driver has set `DRIVER_OK`. On an error the transport sets `DEVICE_NEEDS_RESET`.
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
 
-    /// Stops the worker and waits for it. The device is as new afterwards; the transport makes new queues.
+    /// Stops the workers and waits for them. The device is as new afterwards; the transport makes new queues.
     fn reset(&mut self);
 
-    /// Stops touching guest memory until [`resume`](VirtioDevice::resume); nothing in flight is lost.
-    fn pause(&mut self);
-
-    /// Continues after [`pause`](VirtioDevice::pause).
-    fn resume(&mut self);
+    /// The device's workers. The transport pauses them; nothing in flight is lost by that.
+    fn workers(&self) -> &dyn Quiesce;
 }
 
 /// What a device gets when its driver is ready.
@@ -104,6 +102,10 @@ pub trait Interrupt: Send + Sync {
 
     /// Configuration change notification.
     fn signal_config(&self);
+
+    /// Changes the device-specific configuration that the guest sees, from `offset` on, without a notification. The device's
+    /// own `read_config` has to return the same.
+    fn show_config(&self, offset: u64, bytes: &[u8]);
 
     /// The driver broke the rules: sets `DEVICE_NEEDS_RESET` and tells the driver (virtio 1.2, section 2.1.2). `reason` is
     /// logged once per activation.

@@ -11,7 +11,7 @@ use super::device::{ActivateError, Activation, VirtioDevice};
 use super::queue::{Chain, VirtQueue};
 use super::spec::device_type;
 use super::sys;
-use super::worker::{Service, Watch, Worker};
+use super::worker::{Quiesce, Service, Watch, Workers};
 use crate::memory::GuestRam;
 
 const QUEUE_SIZES: &[u16] = &[64];
@@ -22,7 +22,7 @@ const MAX_ANSWER_BYTES: usize = 4096;
 #[derive(Default)]
 pub struct Rng {
     counters: Arc<Counters>,
-    worker: Option<Worker<RngService>>,
+    workers: Workers<RngService>,
 }
 
 impl Rng {
@@ -57,24 +57,15 @@ impl VirtioDevice for Rng {
         let mut queues = activation.queues(&self.counters);
         let queue = queues.take(0)?;
         let service = RngService { memory: activation.memory, queue, counters: Arc::clone(&self.counters) };
-        self.worker = Some(Worker::start("rng", service)?);
-        Ok(())
+        Ok(self.workers.start("rng", [service])?)
     }
 
     fn reset(&mut self) {
-        self.worker.take().map(Worker::stop);
+        self.workers.stop();
     }
 
-    fn pause(&mut self) {
-        if let Some(worker) = &self.worker {
-            worker.pause();
-        }
-    }
-
-    fn resume(&mut self) {
-        if let Some(worker) = &self.worker {
-            worker.resume();
-        }
+    fn workers(&self) -> &dyn Quiesce {
+        &self.workers
     }
 }
 

@@ -270,7 +270,7 @@ impl Transport {
     /// Stops touching guest memory.
     pub fn pause(&mut self) {
         if self.active && !self.paused {
-            self.device.pause();
+            self.device.workers().pause();
             self.paused = true;
         }
     }
@@ -278,7 +278,7 @@ impl Transport {
     /// Undoes [`Transport::pause`].
     pub fn resume(&mut self) {
         if self.paused {
-            self.device.resume();
+            self.device.workers().resume();
             self.paused = false;
         }
     }

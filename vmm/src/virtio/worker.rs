@@ -143,6 +143,55 @@ impl<S: Service> Worker<S> {
     }
 }
 
+/// What can stand still.
+pub trait Quiesce {
+    /// Waits until guest memory isn't touched any more.
+    fn pause(&self);
+
+    /// Undoes [`Quiesce::pause`].
+    fn resume(&self);
+}
+
+/// The workers of a device: none until its driver is ready.
+pub struct Workers<S>(Vec<Worker<S>>);
+
+impl<S> Default for Workers<S> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<S: Service> Workers<S> {
+    /// Starts a thread for each service, all or none. They are named `name`.
+    pub fn start(&mut self, name: &str, services: impl IntoIterator<Item = S>) -> io::Result<()> {
+        for service in services {
+            match Worker::start(name, service) {
+                Ok(worker) => self.0.push(worker),
+                Err(error) => {
+                    self.stop();
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the threads and returns the services of those that did not panic.
+    pub fn stop(&mut self) -> Vec<S> {
+        std::mem::take(&mut self.0).into_iter().filter_map(Worker::stop).collect()
+    }
+}
+
+impl<S: Service> Quiesce for Workers<S> {
+    fn pause(&self) {
+        self.0.iter().for_each(Worker::pause);
+    }
+
+    fn resume(&self) {
+        self.0.iter().for_each(Worker::resume);
+    }
+}
+
 /// Marks the thread as idle however it ends, so that a pause never waits for a dead thread.
 struct Ending<'a>(&'a Control);
 

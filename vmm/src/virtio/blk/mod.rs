@@ -19,7 +19,7 @@ use super::counters::Counters;
 use super::device::{ActivateError, Activation, VirtioDevice};
 use super::queue::VirtQueue;
 use super::spec::device_type;
-use super::worker::{Service, Watch, Worker};
+use super::worker::{Quiesce, Service, Watch, Workers};
 use crate::memory::GuestRam;
 
 const QUEUE_SIZES: &[u16] = &[256];
@@ -100,13 +100,13 @@ pub enum BlockError {
 pub struct Block {
     counters: Arc<Counters>,
     image: Arc<Image>,
-    worker: Option<Worker<BlockService>>,
+    workers: Workers<BlockService>,
 }
 
 impl Block {
     /// Opens and locks the image: shared if read-only, else for this process alone. The lock lasts as long as the device.
     pub fn new(config: &BlockConfig) -> Result<Self, BlockError> {
-        Ok(Self { counters: Arc::default(), image: Arc::new(Image::open(config)?), worker: None })
+        Ok(Self { counters: Arc::default(), image: Arc::new(Image::open(config)?), workers: Workers::default() })
     }
 
     /// Device-specific configuration (section 5.2.4).
@@ -157,24 +157,15 @@ impl VirtioDevice for Block {
         };
         let engine = Box::new(SyncEngine::new(Arc::clone(&self.image)));
         let service = BlockService { memory: activation.memory, queue: queues.take(0)?, engine, disk };
-        self.worker = Some(Worker::start("blk", service)?);
-        Ok(())
+        Ok(self.workers.start("blk", [service])?)
     }
 
     fn reset(&mut self) {
-        self.worker.take().map(Worker::stop);
+        self.workers.stop();
     }
 
-    fn pause(&mut self) {
-        if let Some(worker) = &self.worker {
-            worker.pause();
-        }
-    }
-
-    fn resume(&mut self) {
-        if let Some(worker) = &self.worker {
-            worker.resume();
-        }
+    fn workers(&self) -> &dyn Quiesce {
+        &self.workers
     }
 }
 

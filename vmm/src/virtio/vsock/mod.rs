@@ -21,7 +21,7 @@ use self::service::VsockService;
 use super::counters::Counters;
 use super::device::{ActivateError, Activation, VirtioDevice};
 use super::spec::device_type;
-use super::worker::Worker;
+use super::worker::{Quiesce, Workers};
 
 /// Receive, transmit and event queue (section 5.10.2).
 const QUEUE_SIZES: &[u16] = &[256, 256, 16];
@@ -47,7 +47,7 @@ pub struct Vsock {
     listener: UnixListener,
     path: PathBuf,
     counters: Arc<Counters>,
-    worker: Option<Worker<VsockService>>,
+    workers: Workers<VsockService>,
 }
 
 impl Vsock {
@@ -56,7 +56,13 @@ impl Vsock {
     pub fn new(guest_cid: u32, uds_path: &Path) -> Result<Self, VsockError> {
         let fail = |source| VsockError::Listen { path: uds_path.to_owned(), source };
         let listener = UnixListener::bind(uds_path).map_err(fail)?;
-        let this = Self { guest_cid, listener, path: uds_path.to_owned(), counters: Arc::default(), worker: None };
+        let this = Self {
+            guest_cid,
+            listener,
+            path: uds_path.to_owned(),
+            counters: Arc::default(),
+            workers: Workers::default(),
+        };
         this.listener.set_nonblocking(true).map_err(fail)?;
         Ok(this)
     }
@@ -104,25 +110,16 @@ impl VirtioDevice for Vsock {
         let listener = self.listener.try_clone()?;
         let muxer = Muxer::new(u64::from(self.guest_cid), listener, self.path.clone(), Arc::clone(&self.counters));
         let service = VsockService::new(activation.memory, queues.take(RECEIVE)?, queues.take(TRANSMIT)?, muxer);
-        self.worker = Some(Worker::start("vsock", service)?);
-        Ok(())
+        Ok(self.workers.start("vsock", [service])?)
     }
 
     /// Closes all connections; host processes see the end of their streams.
     fn reset(&mut self) {
-        self.worker.take().map(Worker::stop);
+        self.workers.stop();
     }
 
-    fn pause(&mut self) {
-        if let Some(worker) = &self.worker {
-            worker.pause();
-        }
-    }
-
-    fn resume(&mut self) {
-        if let Some(worker) = &self.worker {
-            worker.resume();
-        }
+    fn workers(&self) -> &dyn Quiesce {
+        &self.workers
     }
 }
 

@@ -1,0 +1,42 @@
+//! Block devices.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::{ConfigError, check, check_path};
+
+/// Most drives: bus 0 has 31 slots, and three may be taken by console, vsock and entropy.
+pub const MAX_DRIVES: usize = 28;
+/// Longest name of a drive (VIRTIO_BLK_ID_BYTES).
+pub const MAX_DRIVE_ID_BYTES: usize = 20;
+
+/// A block device over a raw file or host block device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Drive {
+    /// Name in errors and calls; also the serial number that the guest reads (VIRTIO_BLK_T_GET_ID), so at most 20 bytes
+    /// of letters, digits, `-` and `_`.
+    pub drive_id: String,
+    /// Raw image.
+    pub path_on_host: PathBuf,
+    /// Refuse writes.
+    #[serde(default)]
+    pub is_read_only: bool,
+}
+
+pub(super) fn validate_all(drives: &[Drive]) -> Result<(), ConfigError> {
+    check(drives.len() <= MAX_DRIVES, "drives", &format!("at most {MAX_DRIVES} are possible, not {}", drives.len()))?;
+    let mut ids = HashSet::new();
+    for (index, drive) in drives.iter().enumerate() {
+        let id = drive.drive_id.as_str();
+        let field = format!("drives[{index}].drive_id");
+        let valid = (1..=MAX_DRIVE_ID_BYTES).contains(&id.len())
+            && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
+        check(valid, &field, &format!("must have 1 to {MAX_DRIVE_ID_BYTES} letters, digits, - or _"))?;
+        check(ids.insert(id), &field, &format!("another drive is called {id} already"))?;
+        check_path(&drive.path_on_host, &format!("drives[{index}].path_on_host"), libc::PATH_MAX as usize)?;
+    }
+    Ok(())
+}

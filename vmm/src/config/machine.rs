@@ -1,0 +1,64 @@
+//! Processors and memory.
+
+use serde::{Deserialize, Serialize};
+
+use super::{ConfigError, check};
+
+/// Processors and memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MachineConfig {
+    /// Number of virtual processors, 1 to [`MachineConfig::MAX_VCPUS`].
+    pub vcpu_count: u8,
+    /// Guest memory in MiB, at least [`MachineConfig::MIN_MEM_SIZE_MIB`].
+    pub mem_size_mib: u32,
+    /// Pages behind the guest's memory.
+    pub huge_pages: HugePages,
+}
+
+impl MachineConfig {
+    /// Most virtual processors of one VM.
+    pub const MAX_VCPUS: u8 = 64;
+    /// Smallest guest memory in MiB.
+    pub const MIN_MEM_SIZE_MIB: u32 = 32;
+    /// Largest guest memory in MiB: 1 TiB.
+    pub const MAX_MEM_SIZE_MIB: u32 = 1 << 20;
+}
+
+impl Default for MachineConfig {
+    fn default() -> Self {
+        Self { vcpu_count: 1, mem_size_mib: 128, huge_pages: HugePages::default() }
+    }
+}
+
+/// Pages behind the guest's memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HugePages {
+    /// The host's kernel merges pages where it can (transparent huge pages).
+    #[default]
+    Transparent,
+    /// Small pages only.
+    None,
+    /// 2 MiB pages of the host's hugetlbfs pool, all taken at start.
+    #[serde(rename = "2M")]
+    Hugetlb2M,
+}
+
+impl MachineConfig {
+    pub(super) fn validate(&self) -> Result<(), ConfigError> {
+        let vcpus = 1..=Self::MAX_VCPUS;
+        check(
+            vcpus.contains(&self.vcpu_count),
+            "machine-config.vcpu_count",
+            &format!("must be {} to {}, not {}", vcpus.start(), vcpus.end(), self.vcpu_count),
+        )?;
+        let sizes = Self::MIN_MEM_SIZE_MIB..=Self::MAX_MEM_SIZE_MIB;
+        check(
+            sizes.contains(&self.mem_size_mib),
+            "machine-config.mem_size_mib",
+            &format!("must be {} to {}, not {}", sizes.start(), sizes.end(), self.mem_size_mib),
+        )?;
+        let whole = self.huge_pages != HugePages::Hugetlb2M || self.mem_size_mib.is_multiple_of(2);
+        check(whole, "machine-config.mem_size_mib", "must be a multiple of 2 with 2M huge pages")
+    }
+}
