@@ -1,11 +1,14 @@
 //! What goes wrong becomes one line, `hull: cause; hint`, and an exit code.
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
+use clap::CommandFactory;
 use clap::error::ErrorKind;
 use hull_sandbox::SandboxError;
 use hull_sandbox::text::one_line;
 
+use crate::args::Cli;
 use crate::output::say;
 
 /// Hull failed, or was called wrongly.
@@ -72,8 +75,8 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
     }
 }
 
-/// What clap says: help as it is, mistakes in one line.
-pub fn usage(error: &clap::Error) -> ExitCode {
+/// What clap says about `args`: help as it is, mistakes in one line.
+pub fn usage(error: &clap::Error, args: impl IntoIterator<Item = OsString>) -> ExitCode {
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
         let _ = error.print();
         return ExitCode::SUCCESS;
@@ -87,12 +90,28 @@ pub fn usage(error: &clap::Error) -> ExitCode {
         let _ = error.print();
         return ExitCode::from(FAILED);
     }
-    say(usage_line(&error.to_string()));
+    say(usage_line(&error.to_string(), &command_line_of_help(args)));
     ExitCode::from(FAILED)
 }
 
-/// The message without its usage text; tips become hints.
-fn usage_line(rendered: &str) -> String {
+/// What to type for help with the subcommand in `args`, or with all of them if there is none.
+fn command_line_of_help(args: impl IntoIterator<Item = OsString>) -> String {
+    let cli = Cli::command();
+    let mut args = args.into_iter().skip(1);
+    while let Some(arg) = args.next() {
+        // The only flag before the subcommand that takes a value.
+        if arg == "--root" {
+            args.next();
+        } else if !arg.as_encoded_bytes().starts_with(b"-") {
+            let subcommand = cli.find_subcommand(&arg).filter(|subcommand| !subcommand.is_hide_set());
+            return subcommand.map_or("hull --help".into(), |found| format!("hull {} --help", found.get_name()));
+        }
+    }
+    "hull --help".into()
+}
+
+/// The message without its usage text; tips become hints. `help` is what to type for more.
+fn usage_line(rendered: &str, help: &str) -> String {
     let message: Vec<_> = rendered
         .lines()
         .map(str::trim)
@@ -112,7 +131,7 @@ fn usage_line(rendered: &str) -> String {
     let line = one_line(line, MAX_LINE_BYTES);
     match line.contains("; ") {
         true => format!("hull: {line}"),
-        false => format!("hull: {line}; see `hull --help`"),
+        false => format!("hull: {line}; see `{help}`"),
     }
 }
 
@@ -141,6 +160,24 @@ mod tests {
     fn a_wrong_flag_is_one_line() {
         let rendered =
             "error: unexpected argument '--foo' found\n\n  tip: a similar argument exists: '--for'\n\nUsage: hull\n";
-        assert_eq!(usage_line(rendered), "hull: unexpected argument '--foo' found; a similar argument exists: '--for'");
+        let line = usage_line(rendered, "hull run --help");
+        assert_eq!(line, "hull: unexpected argument '--foo' found; a similar argument exists: '--for'");
+        let line = usage_line("error: unexpected argument '--foo' found\n\nUsage: hull\n", "hull run --help");
+        assert_eq!(line, "hull: unexpected argument '--foo' found; see `hull run --help`");
+    }
+
+    #[test]
+    fn help_is_that_of_the_subcommand() {
+        let help = |args: &[&str]| command_line_of_help(args.iter().map(Into::into));
+        for subcommand in Cli::command().get_subcommands().filter(|subcommand| !subcommand.is_hide_set()) {
+            let name = subcommand.get_name();
+            assert_eq!(help(&["hull", name, "--no-such"]), format!("hull {name} --help"));
+        }
+        assert_eq!(help(&["hull", "--root", "run", "ps", "x"]), "hull ps --help");
+        assert_eq!(help(&["hull", "--root=run", "ps"]), "hull ps --help");
+        assert_eq!(help(&["hull", "--no-such", "stop"]), "hull stop --help");
+        for args in [&["hull"][..], &["hull", "--no-such"], &["hull", "no-such", "run"], &["hull", "__keeper"]] {
+            assert_eq!(help(args), "hull --help");
+        }
     }
 }

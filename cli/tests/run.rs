@@ -189,7 +189,8 @@ fn errors_of_the_command_and_of_hull_have_dockers_codes() {
     fails(&scene.run(&[], &["/etc/passwd"]).output().unwrap(), 126, &["/etc/passwd", "permission denied"]);
     fails(&scene.run(&["-u", "nobody-here"], &["true"]).output().unwrap(), 125, &["nobody-here"]);
     fails(&scene.run(&[], &[]).output().unwrap(), 125, &["No command"]);
-    fails(&scene.run(&["--no-such"], &["true"]).output().unwrap(), 125, &["--no-such"]);
+    fails(&scene.run(&["--no-such"], &["true"]).output().unwrap(), 125, &["--no-such", "see `hull run --help`"]);
+    fails(&scene.hull(&["ps", "--no-such"]).output().unwrap(), 125, &["--no-such", "see `hull ps --help`"]);
     fails(&scene.hull(&["run", "oci:/no/such", "true"]).output().unwrap(), 125, &["/no/such"]);
     fails(&scene.run(&["-it"], &["sh"]).output().unwrap(), 125, &["not a TTY"]);
     fails(&scene.run(&["-w", "relative"], &["sh"]).output().unwrap(), 125, &["relative"]);

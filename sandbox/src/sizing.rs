@@ -18,6 +18,13 @@ const PAGES_PER_MAP_PAGE: u32 = 64;
 /// Smallest VM in which a container starts, in MiB.
 pub const MIN_MEMORY_MIB: u32 = 40;
 
+/// Smallest memory limit of a container, in MiB: Docker's.
+pub const MIN_LIMIT_MIB: u32 = 6;
+
+/// Largest memory limit of a container, in MiB: the largest VM less what it needs itself.
+pub const MAX_LIMIT_MIB: u32 =
+    (MachineConfig::MAX_MEM_SIZE_MIB - OVERHEAD_MIB) / (PAGES_PER_MAP_PAGE + 1) * PAGES_PER_MAP_PAGE;
+
 /// Memory of a VM whose container has no limit, in MiB.
 pub const DEFAULT_MEMORY_MIB: u32 = 512;
 
@@ -41,9 +48,13 @@ pub fn vcpus(asked: Option<NonZeroU8>, cpus: Option<Cpus>) -> u8 {
     if let Some(asked) = asked {
         return asked.get();
     }
+    cpus.map_or(1, Cpus::rounded_up).clamp(1, max_cpus())
+}
+
+/// Most processors that a container can use: as many as the host has, and no more than a VM can have.
+pub fn max_cpus() -> u8 {
     let host = available_parallelism().map_or(1, usize::from);
-    let host = u8::try_from(host).unwrap_or(MachineConfig::MAX_VCPUS);
-    cpus.map_or(1, Cpus::rounded_up).clamp(1, host.min(MachineConfig::MAX_VCPUS))
+    u8::try_from(host).unwrap_or(MachineConfig::MAX_VCPUS).min(MachineConfig::MAX_VCPUS)
 }
 
 #[cfg(test)]
@@ -57,6 +68,12 @@ mod tests {
         assert_eq!(memory_mib(None, size("50m")), 114);
         assert_eq!(memory_mib(None, size("64g")), 65 * 1024 + 64);
         assert_eq!(memory_mib(size("64m"), size("50m")), 64);
+    }
+
+    #[test]
+    fn the_largest_limit_is_one_that_fits_into_the_largest_vm() {
+        assert!(with_overhead(MAX_LIMIT_MIB) <= MachineConfig::MAX_MEM_SIZE_MIB);
+        assert!(with_overhead(MAX_LIMIT_MIB + 2 * PAGES_PER_MAP_PAGE) > MachineConfig::MAX_MEM_SIZE_MIB);
     }
 
     #[test]

@@ -81,6 +81,10 @@ fn wrong_sizes_and_flags_are_refused() {
     let hull = Hull::new();
     for (flag, value) in [
         ("--memory", "0"),
+        ("--memory", "1"),
+        ("--cpus", "0"),
+        ("--cpus", "500"),
+        ("--pids-limit", "0"),
         ("--memory", "lots"),
         ("--vm-memory", "1m"),
         ("--vcpus", "0"),
@@ -95,6 +99,7 @@ fn wrong_sizes_and_flags_are_refused() {
         let run = hull.sh(&[&format!("{flag}={value}")], "true");
         assert_eq!(run.code, Some(125), "{flag} {value}: {run:?}");
         assert!(run.stderr.contains(flag.trim_start_matches('-')), "{flag} {value}: {run:?}");
+        assert_eq!(run.stderr.lines().count(), 1, "{flag} {value}: {run:?}");
     }
 }
 

@@ -81,7 +81,7 @@ struct Watch {
 
 impl Watch {
     fn finish(&self, outcome: Outcome) {
-        // The guest's own end, if it is known, says more than what came at the same time.
+        // Whatever came at the same time: without a front door it falls to this process to remove everything.
         let mut slot = self.outcome.borrow_mut();
         if slot.is_none() || matches!(outcome, Outcome::FrontDoorGone) {
             *slot = Some(outcome);

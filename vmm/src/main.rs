@@ -10,7 +10,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use clap::{Args, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use hull_vmm::cleanup::Cleanup;
 use hull_vmm::config::{self, VmConfig};
 use hull_vmm::control::{Api, ControlServer};
@@ -78,13 +79,29 @@ struct ConfigSource {
     config_fd: Option<RawFd>,
 }
 
+impl RunArgs {
+    /// One descriptor can't be both: each is owned, and closed, by what it is for.
+    fn refuse_shared_descriptor(&self) {
+        if let (Some(events), Some(config)) = (self.events_fd, self.source.config_fd)
+            && events == config
+        {
+            let text = format!("--events-fd and --config-fd must be different descriptors, not both {events}");
+            Cli::command().error(ErrorKind::ArgumentConflict, text).exit();
+        }
+    }
+}
+
 fn vm_name(text: &str) -> Result<String, String> {
     let valid = (1..=128).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
     if valid { Ok(text.to_owned()) } else { Err("must have 1 to 128 printable ASCII characters".to_owned()) }
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let cli = Cli::parse();
+    if let Command::Run(args) = &cli.command {
+        args.refuse_shared_descriptor();
+    }
+    let result = match cli.command {
         Command::Run(args) => return run(args),
         Command::Probe { json } => return probe(json),
         Command::CheckConfig { file } => check_config(&file),

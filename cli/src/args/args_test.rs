@@ -1,6 +1,7 @@
 //! Command lines that Docker users type.
 
 use clap::{CommandFactory, Parser};
+use hull_sandbox::sizing;
 
 use super::*;
 
@@ -45,6 +46,9 @@ fn flags_have_dockers_short_forms() {
 fn a_refusal_names_its_flag() {
     for (flag, value) in [
         ("--memory", "0"),
+        ("--cpus", "0"),
+        ("--pids-limit", "0"),
+        ("--pids-limit", "-2"),
         ("--vm-memory", "1m"),
         ("--vcpus", "0"),
         ("--vcpus", "65"),
@@ -67,7 +71,30 @@ fn a_refusal_names_its_flag() {
 }
 
 #[test]
-fn negative_and_zero_process_limits_mean_none() {
+fn a_size_that_no_vm_can_have_is_refused_with_the_flag_the_value_and_the_bound() {
+    let most = sizing::max_cpus().to_string();
+    let most_memory = format!("{}m", sizing::MAX_LIMIT_MIB);
+    for (flag, value, bound) in [
+        ("--memory", "1", "6m"),
+        ("--memory", "6291455", "6m"),
+        ("--memory", "1t", &most_memory),
+        ("--vm-memory", "39m", "40m"),
+        ("--vm-memory", "2t", "1t"),
+        ("--cpus", "0", "0.01"),
+        ("--cpus", "500", &most),
+        ("--pids-limit", "0", "from 1"),
+        ("--pids-limit", "4294967296", "4294967295"),
+    ] {
+        let text = refusal(&[flag, value, "img"]);
+        assert!(text.contains(flag) && text.contains(&format!("'{value}'")) && text.contains(bound), "{text}");
+    }
+    assert_eq!(run(&["-m", "6m", "img"]).memory.unwrap().bytes(), 6 << 20);
+    assert_eq!(run(&["--vm-memory", "40m", "img"]).vm_memory.unwrap().bytes(), 40 << 20);
+    assert!(run(&["--cpus", &most, "img"]).cpus.is_some());
+}
+
+#[test]
+fn a_process_limit_of_minus_one_means_none() {
     assert_eq!(run(&["--pids-limit", "-1", "img"]).pids_limit.unwrap().0, None);
     assert_eq!(run(&["--pids-limit", "10", "img"]).pids_limit.unwrap().0, Some(10));
 }

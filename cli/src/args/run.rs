@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, ValueEnum};
-use hull_sandbox::parse::{ContainerName, Cpus, EnvVar, MemorySize, Sysctl, Tmpfs, Ulimit};
+use hull_sandbox::parse::{ContainerName, Cpus, EnvVar, MemorySize, ParseError, Sysctl, Tmpfs, Ulimit};
 use hull_sandbox::sizing;
 use hull_sandbox::spec::parse_capability;
 
@@ -78,11 +78,11 @@ pub struct RunArgs {
     #[arg(long, alias = "net", default_value = "none", help_heading = "Container")]
     pub network: Network,
 
-    /// Memory limit, such as 50m or 2g
-    #[arg(long, short, value_name = "SIZE", help_heading = "Limits")]
+    /// Memory limit, such as 50m or 2g; at least 6m
+    #[arg(long, short, value_name = "SIZE", value_parser = memory_limit, help_heading = "Limits")]
     pub memory: Option<MemorySize>,
     /// Processor time limit, in processors, such as 0.5
-    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true, help_heading = "Limits")]
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true, value_parser = cpus, help_heading = "Limits")]
     pub cpus: Option<Cpus>,
     /// Limit of processes; -1 for none
     #[arg(long, value_name = "NUMBER", allow_negative_numbers = true, value_parser = pids_limit, help_heading = "Limits")]
@@ -118,7 +118,7 @@ pub struct RunArgs {
     /// Processors of the VM, 1 to 64 [default: enough for --cpus]
     #[arg(long, value_name = "NUMBER", value_parser = RangedU64ValueParser::<u8>::new().range(1..=64), help_heading = "Virtual machine")]
     pub vcpus: Option<u8>,
-    /// Memory of the VM, at least 32m [default: --memory and what the VM needs itself]
+    /// Memory of the VM, at least 40m [default: --memory and what the VM needs itself]
     #[arg(long, value_name = "SIZE", value_parser = vm_memory, help_heading = "Virtual machine")]
     pub vm_memory: Option<MemorySize>,
     /// Show how long each phase of the start took
@@ -194,16 +194,38 @@ pub struct PidsLimit(pub Option<u32>);
 
 fn pids_limit(text: &str) -> Result<PidsLimit, String> {
     match text.parse::<i64>() {
-        Ok(-1 | 0) => Ok(PidsLimit(None)),
-        Ok(number) => {
-            u32::try_from(number).map(|limit| PidsLimit(Some(limit))).map_err(|_| format!("{number} is out of range"))
-        }
+        Ok(-1) => Ok(PidsLimit(None)),
+        Ok(number) => match u32::try_from(number) {
+            Ok(limit @ 1..) => Ok(PidsLimit(Some(limit))),
+            _ => Err(format!("the limit must be from 1 to {}, or -1 for none", u32::MAX)),
+        },
         Err(_) => Err("a number is needed".into()),
     }
 }
 
+fn cpus(text: &str) -> Result<Cpus, String> {
+    let cpus: Cpus = text.parse().map_err(|error: ParseError| error.to_string())?;
+    let most = sizing::max_cpus();
+    match cpus.rounded_up() <= most {
+        true => Ok(cpus),
+        false => Err(format!("the number must be from 0.01 to {most}, the processors that a VM can have here")),
+    }
+}
+
+fn memory_limit(text: &str) -> Result<MemorySize, String> {
+    let size: MemorySize = text.parse().map_err(|error: ParseError| error.to_string())?;
+    let bytes = |mib: u32| u64::from(mib) << 20;
+    if size.bytes() < bytes(sizing::MIN_LIMIT_MIB) {
+        return Err(format!("a container needs at least {}m", sizing::MIN_LIMIT_MIB));
+    }
+    if size.bytes() > bytes(sizing::MAX_LIMIT_MIB) {
+        return Err(format!("a container has at most {}m", sizing::MAX_LIMIT_MIB));
+    }
+    Ok(size)
+}
+
 fn vm_memory(text: &str) -> Result<MemorySize, String> {
-    let size: MemorySize = text.parse().map_err(|error: hull_sandbox::parse::ParseError| error.to_string())?;
+    let size: MemorySize = text.parse().map_err(|error: ParseError| error.to_string())?;
     match size.mib_rounded_up() {
         ..sizing::MIN_MEMORY_MIB => Err(format!("a VM needs at least {}m", sizing::MIN_MEMORY_MIB)),
         sizing::MIN_MEMORY_MIB..=1_048_576 => Ok(size),

@@ -7,7 +7,7 @@ use std::num::NonZeroU8;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow, bail};
-use hull_sandbox::parse::{EnvVar, MemorySize, parse_env_file};
+use hull_sandbox::parse::{Cpus, EnvVar, MemorySize, parse_env_file};
 use hull_sandbox::spec::{CapabilitySet, ContainerOptions};
 use hull_sandbox::{runtime_dir, sizing};
 
@@ -72,6 +72,9 @@ pub fn validate(args: RunArgs) -> anyhow::Result<Request> {
     if let (Some(vm), Some(limit)) = (args.vm_memory, args.memory) {
         container_fits(vm, limit)?;
     }
+    if let (Some(vcpus), Some(cpus)) = (args.vcpus, args.cpus) {
+        enough_processors(vcpus, cpus)?;
+    }
     Ok(Request {
         image,
         fetch: Fetch {
@@ -118,6 +121,13 @@ fn refuse_what_does_not_exist_yet(args: &RunArgs) -> anyhow::Result<()> {
 fn container_fits(vm: MemorySize, limit: MemorySize) -> anyhow::Result<()> {
     if vm.bytes() < limit.bytes() {
         bail!("--vm-memory {vm} is less than the container's --memory {limit}; leave one of them out");
+    }
+    Ok(())
+}
+
+fn enough_processors(vcpus: u8, cpus: Cpus) -> anyhow::Result<()> {
+    if cpus.rounded_up() > vcpus {
+        bail!("--vcpus {vcpus} is less than the container's --cpus; leave --vcpus out");
     }
     Ok(())
 }
@@ -175,6 +185,15 @@ mod tests {
         let request = request(&["-m", "50m", "--cpus", "0.5", "img"]).unwrap();
         assert_eq!(request.vm_memory_mib, 114);
         assert_eq!(request.vcpus, 1);
+    }
+
+    #[test]
+    fn a_vm_that_is_smaller_than_its_container_is_refused() {
+        let error = enough_processors(1, "1.5".parse().unwrap()).unwrap_err();
+        assert!(error.to_string().contains("--vcpus 1 is less"));
+        enough_processors(2, "1.5".parse().unwrap()).unwrap();
+        let error = request(&["--vm-memory", "64m", "--memory", "65m", "img"]).unwrap_err();
+        assert!(error.to_string().contains("--vm-memory 64 MiB is less"));
     }
 
     #[test]

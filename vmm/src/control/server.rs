@@ -21,6 +21,8 @@ const MAX_CONNECTIONS: usize = 16;
 /// A client that says nothing for so long is dropped.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
+/// How long new clients wait while the process has no descriptor for them.
+const PAUSE: Duration = Duration::from_millis(100);
 /// Answers that a client doesn't read.
 const MAX_UNSENT_BYTES: usize = 1 << 20;
 
@@ -38,6 +40,8 @@ pub struct ControlServer {
     timer: TimerFd,
     connections: HashMap<RawFd, Connection>,
     api: Option<Api>,
+    /// New clients have to wait: the listener is not watched.
+    paused: bool,
 }
 
 impl ControlServer {
@@ -50,7 +54,7 @@ impl ControlServer {
         let listener = listener.map_err(fail)?;
         listener.set_nonblocking(true).map_err(fail)?;
         let timer = TimerFd::new().map_err(|e| fail(io::Error::from_raw_os_error(e.errno())))?;
-        Ok(Self { listener, timer, connections: HashMap::new(), api: None })
+        Ok(Self { listener, timer, connections: HashMap::new(), api: None, paused: false })
     }
 
     /// Tells the server whom to ask.
@@ -60,8 +64,12 @@ impl ControlServer {
     }
 
     fn accept(&mut self, ops: &mut EventOps) {
-        // Errors are clients that left already, or too many open files: nothing to do here.
-        let Ok((mut stream, _)) = self.listener.accept() else { return };
+        let mut stream = match self.listener.accept() {
+            Ok((stream, _)) => stream,
+            Err(error) if is_shortage(&error) => return self.pause(ops),
+            // A client that left already.
+            Err(_) => return,
+        };
         if stream.set_nonblocking(true).is_err() {
             return;
         }
@@ -76,8 +84,29 @@ impl ControlServer {
         }
     }
 
-    fn drop_idle(&mut self, ops: &mut EventOps) {
+    /// Stops to watch the listener: a client that can't be accepted stays in its queue, and would be reported without end.
+    fn pause(&mut self, ops: &mut EventOps) {
+        if self.timer.reset(PAUSE, Some(CHECK_INTERVAL)).is_ok() {
+            let _ = ops.remove(Events::empty_raw(self.listener.as_raw_fd()));
+            self.paused = true;
+        }
+    }
+
+    /// Watches the listener again.
+    fn resume(&mut self, ops: &mut EventOps) {
+        if self.paused {
+            self.paused = ops.add(Events::new_raw(self.listener.as_raw_fd(), EventSet::IN)).is_err();
+        }
+    }
+
+    fn check(&mut self, ops: &mut EventOps) {
         let _ = self.timer.wait();
+        self.resume(ops);
+        self.drop_idle(ops);
+        self.stop_timer();
+    }
+
+    fn drop_idle(&mut self, ops: &mut EventOps) {
         let now = Instant::now();
         let idle: Vec<_> = self
             .connections
@@ -92,7 +121,12 @@ impl ControlServer {
         // Before the descriptor is closed, so that the manager knows it well enough to forget it.
         let _ = ops.remove(Events::empty_raw(fd));
         self.connections.remove(&fd);
-        if self.connections.is_empty() {
+        self.resume(ops);
+        self.stop_timer();
+    }
+
+    fn stop_timer(&mut self) {
+        if self.connections.is_empty() && !self.paused {
             let _ = self.timer.clear();
         }
     }
@@ -113,7 +147,7 @@ impl MutEventSubscriber for ControlServer {
             return self.accept(ops);
         }
         if fd == self.timer.as_raw_fd() {
-            return self.drop_idle(ops);
+            return self.check(ops);
         }
         let (Some(connection), Some(api)) = (self.connections.get_mut(&fd), &self.api) else { return };
         match connection.progress(&|request: &http::Request| api.answer(request)) {
@@ -122,6 +156,11 @@ impl MutEventSubscriber for ControlServer {
             Progress::WantsWrite => drop(ops.modify(Events::new_raw(fd, EventSet::OUT))),
         }
     }
+}
+
+/// The process or the system has no room for another descriptor.
+fn is_shortage(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
 }
 
 struct Connection {
