@@ -63,8 +63,8 @@ test: build images ## All tests: without a VM, then end to end in VMs
 	tests/e2e.sh
 
 .PHONY: soak
-soak: build images ## The end-to-end tests with fifty times as many VMs
-	HULL_SOAK=50 tests/e2e.sh
+soak: build images ## The end-to-end tests with HULL_SOAK (50) times as many VMs: hours
+	HULL_SOAK=$(or $(HULL_SOAK),50) HULL_E2E_TIMEOUT=14400 tests/e2e.sh
 
 .PHONY: bench
 bench: build ## Measure exits, memory and time against QEMU microvm; results in bench/results

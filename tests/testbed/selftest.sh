@@ -48,7 +48,7 @@ status=0
   exit 42' name 'a b' '' '$x"') <"$work/input" >"$work/out" 2>"$work/err" || status=$?
 check "exit status" 42 "$status"
 check "stdin to stdout, 4 MiB" "$(head -c 4194304 "$work/input" | sha256sum)" "$(sha256sum <"$work/out")"
-check "stdin to stderr, 4 MiB" "$(tail -c 4194304 "$work/input" | sha256sum)" "$(sha256sum <"$work/err")"
+check "stdin to stderr, 4 MiB" "$(tail -c 4194304 "$work/input" | sha256sum)" "$(tail -c 4194304 "$work/err" | sha256sum)"
 check "working directory" "$here" "$(cat "$work/share/pwd")"
 check "environment" "with  space/unset/1" "$(cat "$work/share/environment")"
 # shellcheck disable=SC2016  # as it was given
@@ -60,7 +60,8 @@ check "what is written there stays there" "" "$(ls /tmp/.testbed-mark /etc/.test
 status=0
 "$run" --share "$work/share" -- sh -c 'kill -9 $$' </dev/null 2>"$work/err" || status=$?
 check "exit status of a killed command" 137 "$status"
-check "nothing else is said" "" "$(cat "$work/err")"
+# A boot that had to be repeated is said, and no failure.
+check "nothing else is said" "" "$(grep -v '^testbed: the machine did not boot; .* Trying again\.$' "$work/err" || true)"
 
 status=0
 "$run" -- /no/such/command </dev/null 2>"$work/err" || status=$?
