@@ -82,7 +82,12 @@ impl Launch {
             monitor: locate::monitor()?,
             kernel: request.kernel.clone().map_or_else(locate::kernel, Ok)?,
             initramfs: request.initramfs.clone().map_or_else(locate::initramfs, Ok)?,
-            drives: vec![Drive { drive_id: IMAGE_DRIVE.into(), path_on_host: image.erofs.clone(), is_read_only: true }],
+            drives: vec![Drive {
+                drive_id: IMAGE_DRIVE.into(),
+                path_on_host: image.erofs.clone(),
+                is_read_only: true,
+                ..Drive::default()
+            }],
             memory_limit: request.options.memory.map(|limit| limit.to_string()),
             timings: request.timings,
             started_ns: 0,

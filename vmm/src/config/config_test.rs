@@ -58,6 +58,11 @@ fn errors_name_the_field() {
         (r#""drives": [{"drive_id": "a", "path_on_host": ""}]"#, "drives[0].path_on_host", "empty"),
         (r#""drives": [{"drive_id": "a/b", "path_on_host": "/x"}]"#, "drives[0].drive_id", "letters"),
         (r#""drives": [{"drive_id": "a"}]"#, "drives[0]", "missing field `path_on_host`"),
+        (
+            r#""drives": [{"drive_id": "a", "path_on_host": "/x", "rate_limiter": {"ops": {"size": 1, "refill_time": 86400001}}}]"#,
+            "drives[0].rate_limiter.ops.refill_time",
+            "at most 86400000",
+        ),
         (r#""control_socket": "a\u0000b""#, "control_socket", "NUL"),
     ] {
         let message = error(&with(member));
@@ -69,7 +74,7 @@ fn errors_name_the_field() {
 
 #[test]
 fn drives_are_unique_and_bounded() {
-    let drive = |id: &str| Drive { drive_id: id.to_owned(), path_on_host: "/x".into(), is_read_only: false };
+    let drive = |id: &str| Drive { drive_id: id.to_owned(), path_on_host: "/x".into(), ..Drive::default() };
     let mut config = VmConfig::from_json(SMALLEST.as_bytes()).unwrap();
     config.drives = vec![drive("a"), drive("b"), drive("a")];
     assert!(config.validate().unwrap_err().to_string().contains("drives[2].drive_id"));

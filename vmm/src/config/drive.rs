@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, check, check_path};
+use super::{ConfigError, RateLimiter, check, check_path};
 
 /// Most drives: bus 0 has 31 slots, and three may be taken by console, vsock and entropy.
 pub const MAX_DRIVES: usize = 28;
@@ -13,7 +13,7 @@ pub const MAX_DRIVES: usize = 28;
 pub const MAX_DRIVE_ID_BYTES: usize = 20;
 
 /// A block device over a raw file or host block device.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Drive {
     /// Name in errors and calls; also the serial number that the guest reads (VIRTIO_BLK_T_GET_ID), so at most 20 bytes
@@ -24,6 +24,9 @@ pub struct Drive {
     /// Refuse writes.
     #[serde(default)]
     pub is_read_only: bool,
+    /// Limits for requests and their bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limiter: Option<RateLimiter>,
 }
 
 pub(super) fn validate_all(drives: &[Drive]) -> Result<(), ConfigError> {
@@ -37,6 +40,7 @@ pub(super) fn validate_all(drives: &[Drive]) -> Result<(), ConfigError> {
         check(valid, &field, &format!("must have 1 to {MAX_DRIVE_ID_BYTES} letters, digits, - or _"))?;
         check(ids.insert(id), &field, &format!("another drive is called {id} already"))?;
         check_path(&drive.path_on_host, &format!("drives[{index}].path_on_host"), libc::PATH_MAX as usize)?;
+        drive.rate_limiter.iter().try_for_each(|limiter| limiter.validate(&format!("drives[{index}].rate_limiter")))?;
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ mod boot;
 mod console;
 mod drive;
 mod entropy;
+mod limiter;
 mod machine;
 mod vsock;
 
@@ -24,6 +25,7 @@ pub use self::boot::{BootSource, MAX_BOOT_ARGS_BYTES};
 pub use self::console::Console;
 pub use self::drive::{Drive, MAX_DRIVE_ID_BYTES, MAX_DRIVES};
 pub use self::entropy::Entropy;
+pub use self::limiter::{MAX_BUCKET_SIZE, MAX_REFILL_TIME_MS, RateLimiter, TokenBucket};
 pub use self::machine::{HugePages, MachineConfig};
 pub use self::vsock::{MAX_UDS_PATH_BYTES, MIN_GUEST_CID, Vsock};
 

@@ -19,6 +19,8 @@ pub struct Counters {
     pub interrupts: Count,
     /// Requests that failed.
     pub errors: Count,
+    /// Times that a rate limit made a queue wait.
+    pub throttled: Count,
 }
 
 /// A number that only grows.
