@@ -28,12 +28,7 @@ pub(crate) fn resolve(
     platform: &Platform,
     limits: &Limits,
 ) -> Result<Resolved, SourceError> {
-    let wrong_kind = || SourceError::WrongKind {
-        path: files.path().to_owned(),
-        expected: "an archive of docker save",
-        missing: "manifest.json",
-    };
-    let manifest = files.document("manifest.json", "manifest")?.ok_or_else(wrong_kind)?;
+    let manifest = files.main_document("manifest.json", "manifest", "an archive of docker save")?;
     let images: Vec<Saved> = serde_json::from_slice(&manifest)
         .map_err(|source| ManifestError::Malformed { document: "manifest", source })?;
     let saved = choose(files, &images, tag)?;

@@ -14,12 +14,7 @@ pub(crate) fn resolve(
     platform: &Platform,
     limits: &Limits,
 ) -> Result<Resolved, SourceError> {
-    let wrong_kind = || SourceError::WrongKind {
-        path: files.path().to_owned(),
-        expected: "an OCI image layout",
-        missing: "index.json",
-    };
-    let bytes = files.document("index.json", "index")?.ok_or_else(wrong_kind)?;
+    let bytes = files.main_document("index.json", "index", "an OCI image layout")?;
     let index: Index =
         serde_json::from_slice(&bytes).map_err(|source| ManifestError::Malformed { document: "index", source })?;
     let mut descriptor = choose(files, index, tag, platform)?;

@@ -193,6 +193,20 @@ impl Files {
         Ok(Some(bytes))
     }
 
+    /// Reads the document that every directory or archive of a kind has; without it, this is not of that kind.
+    pub(crate) fn main_document(
+        &self,
+        name: &'static str,
+        document: &'static str,
+        kind: &'static str,
+    ) -> Result<Vec<u8>, SourceError> {
+        self.document(name, document)?.ok_or_else(|| SourceError::WrongKind {
+            path: self.path().to_owned(),
+            expected: kind,
+            missing: name,
+        })
+    }
+
     /// Reads a document and checks its digest.
     pub(crate) fn verified(&self, digest: &Digest, document: &'static str) -> Result<Vec<u8>, SourceError> {
         let name = blob_name(digest);

@@ -1,6 +1,6 @@
 //! Applies one layer to the tree (OCI image specification, "Applying Changesets").
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io::Read;
 
 use super::resolve::{Missing, components};
@@ -46,7 +46,7 @@ pub(crate) fn apply_layer(
     layer: u32,
 ) -> Result<(), ApplyError> {
     let mut reader = TarReader::new(archive);
-    let mut applier = Applier { tree, area, layer, buffer: vec![0; COPY_BYTES] };
+    let mut applier = Applier { tree, area, layer, pruned: HashSet::new(), buffer: vec![0; COPY_BYTES] };
     let mut last = Vec::new();
     loop {
         let failed = |path: &[u8], cause| ApplyError { entry: printable(path), cause };
@@ -64,6 +64,9 @@ struct Applier<'a> {
     tree: &'a mut Tree,
     area: &'a mut DataArea,
     layer: u32,
+    /// Directories in which lower layers have nothing left but parents of what this layer put there; whatever enters
+    /// them from now on is this layer's.
+    pruned: HashSet<NodeId>,
     buffer: Vec<u8>,
 }
 
@@ -214,24 +217,21 @@ impl Applier<'_> {
     }
 
     /// Removes everything below a directory that lower layers put there.
+    ///
+    /// A directory is looked at once in a layer, however many markers mean it or one above it. So all markers of a
+    /// layer together cost no more than there are entries.
     fn prune(&mut self, directory: NodeId) {
         // Parents before children; then backwards, so that a directory is emptied before it is judged.
-        let mut directories = vec![directory];
-        let mut next = 0;
-        while let Some(id) = directories.get(next).copied() {
-            next += 1;
-            let below: Vec<NodeId> = self.tree.children(id).map(|(_, dirent)| dirent.node).collect();
-            directories.extend(below.into_iter().filter(|node| self.tree.is_directory(*node)));
+        let mut directories = Vec::new();
+        let mut pending = vec![directory];
+        while let Some(id) = pending.pop() {
+            if self.pruned.insert(id) {
+                directories.push(id);
+                pending.extend(self.tree.directories_in(id));
+            }
         }
         for id in directories.into_iter().rev() {
-            let layer = self.layer;
-            let doomed: Vec<Vec<u8>> = self
-                .tree
-                .children(id)
-                .filter(|(_, dirent)| dirent.layer < layer && self.tree.children(dirent.node).next().is_none())
-                .map(|(name, _)| name.to_vec())
-                .collect();
-            for name in doomed {
+            for name in self.tree.leaves_below(id, self.layer) {
                 self.unlink(id, &name);
             }
         }
@@ -239,6 +239,24 @@ impl Applier<'_> {
 }
 
 impl Tree {
+    fn directories_in(&mut self, id: NodeId) -> Vec<NodeId> {
+        let mut visited = 0;
+        let entries = self.children(id).inspect(|_| visited += 1).map(|(_, dirent)| dirent.node);
+        let found = entries.filter(|node| self.is_directory(*node)).collect();
+        self.visited += visited;
+        found
+    }
+
+    /// Names in a directory that come from layers below `layer` and have nothing below them.
+    fn leaves_below(&mut self, id: NodeId, layer: u32) -> Vec<Vec<u8>> {
+        let mut visited = 0;
+        let entries = self.children(id).inspect(|_| visited += 1).filter(|(_, dirent)| dirent.layer < layer);
+        let leaves = entries.filter(|(_, dirent)| self.children(dirent.node).next().is_none());
+        let found = leaves.map(|(name, _)| name.to_vec()).collect();
+        self.visited += visited;
+        found
+    }
+
     /// A name is now this layer's too.
     fn claim(&mut self, directory: NodeId, name: &[u8], layer: u32) {
         if let Content::Directory(entries) = &mut self.node_mut(directory).content

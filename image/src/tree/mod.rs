@@ -125,6 +125,8 @@ pub(crate) struct Node {
 pub(crate) struct Tree {
     nodes: Vec<Node>,
     metadata_bytes: u64,
+    /// Entries that whiteouts and opaque markers looked at: what they cost, which tests hold against the entries.
+    visited: u64,
     limits: Limits,
 }
 
@@ -138,7 +140,7 @@ impl Tree {
             content: Content::Directory(BTreeMap::new()),
             links: 1,
         };
-        Tree { nodes: vec![root], metadata_bytes: 0, limits: limits.clone() }
+        Tree { nodes: vec![root], metadata_bytes: 0, visited: 0, limits: limits.clone() }
     }
 
     #[allow(

@@ -38,6 +38,43 @@ fn a_whiteout_of_a_directory_keeps_what_its_layer_put_there() {
     assert_eq!(paths(&[lower, nothing]).len(), 4);
 }
 
+/// Entries that the markers of the last layer looked at.
+fn visited(layers: &[Vec<u8>]) -> u64 {
+    let dir = tempfile::tempdir().unwrap();
+    let mut tree = Tree::new(&Limits::default());
+    let file = tempfile::tempfile().unwrap();
+    let mut area = crate::erofs::data::DataArea::new(file, dir.path(), &Limits::default());
+    for (number, layer) in (1..).zip(layers) {
+        tree.visited = 0;
+        apply::apply_layer(&mut tree, &mut area, layer.as_slice(), number).unwrap();
+    }
+    tree.visited
+}
+
+#[test]
+fn repeated_markers_cost_no_more_than_there_are_entries() {
+    const ENTRIES: u64 = 500;
+    let lower = (0..ENTRIES).fold(TarBytes::new(), |archive, n| archive.file(&format!("d/low{n}/f"), b"")).finish();
+    // The same directory again and again, while the layer fills it with what stays.
+    let wide = (0..ENTRIES).fold(TarBytes::new(), |archive, n| {
+        archive.file(&format!("d/{n}/f"), b"").file("d/.wh..wh..opq", b"").file(".wh.d", b"")
+    });
+    // Directories below one another, each with a marker: those above see those below.
+    let deep: Vec<String> = (1..40).map(|depth| "d/".repeat(depth)).collect();
+    let nested = deep.iter().fold(TarBytes::new(), |archive, path| archive.file(&format!("{path}f"), b""));
+    let nested = deep.iter().rev().fold(nested, |archive, path| archive.file(&format!("{path}.wh..wh..opq"), b""));
+    for upper in [wide.finish(), nested.finish()] {
+        let visited = visited(&[lower.clone(), upper]);
+        assert!(visited > ENTRIES && visited <= 2 * 4 * ENTRIES, "{visited}");
+    }
+}
+
+#[test]
+fn a_marker_counts_again_in_the_next_layer() {
+    let layer = |name: &str| TarBytes::new().file("d/.wh..wh..opq", b"").file(&format!("d/{name}"), b"");
+    assert_eq!(paths(&[layer("a").finish(), layer("b").finish(), layer("c").finish()]), ["d", "d/c"]);
+}
+
 #[test]
 fn later_entries_replace_earlier_ones() {
     let lower = TarBytes::new().dir("x").file("x/below", b"1").file("y", b"2").symlink("z", "x").finish();
