@@ -64,6 +64,14 @@ impl Progress for Display {
             Self::Silent => (),
         }
     }
+
+    fn waiting(&self, text: &str) {
+        match self {
+            Self::Bars(_) => self.message(text),
+            // A command that seems to hang is worse than a line too many.
+            Self::Lines(_) | Self::Silent => say(text),
+        }
+    }
 }
 
 /// One bar an item. They are wiped when this is dropped: what stays on the screen is the command's own.
@@ -75,6 +83,12 @@ pub struct Bars {
 
 impl Bars {
     fn started(&self, item: &str, total_bytes: Option<u64>) {
+        let mut bars = self.bars.lock().unwrap_or_else(PoisonError::into_inner);
+        // The same layer twice in an image, both under way: one bar for both.
+        if let Some(bar) = bars.get(item).filter(|bar| !bar.is_finished()) {
+            bar.inc_length(total_bytes.unwrap_or_default());
+            return;
+        }
         let (bar, template) = match total_bytes {
             Some(total) => (ProgressBar::new(total), BAR),
             None => (ProgressBar::new_spinner(), SPINNER),
@@ -82,7 +96,6 @@ impl Bars {
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
         let bar = self.all.add(bar.with_style(style));
         bar.set_prefix(item.chars().take(20).collect::<String>());
-        let mut bars = self.bars.lock().unwrap_or_else(PoisonError::into_inner);
         bars.insert(item.to_owned(), bar);
     }
 

@@ -1,18 +1,17 @@
-//! One layer on its way: blob, digest, decompression, digest, tar, tree. Nothing of it is ever stored.
+//! One layer on its way: blob, digest, decompression, digest, tar, tree. Nothing of it stays.
 
 use std::io::{BufReader, Read};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use bytes::Bytes;
-use tokio::sync::mpsc;
-
+use crate::cancel::Cancel;
 use crate::decompress::Decompressor;
 use crate::digest::{Digest, HashingReader};
 use crate::erofs::data::DataArea;
 use crate::limits::Limits;
-use crate::progress::{Cancelled, Event, Reporter, ReportingReader};
+use crate::pipe::{Ahead, BlobReader, BlobSender, pipe};
+use crate::progress::{Event, Reporter, ReportingReader};
 use crate::registry::RegistryError;
-use crate::source::{Layer, Location};
+use crate::source::{Layer, Location, Section};
 use crate::tree::Tree;
 use crate::tree::apply::{ApplyCause, ApplyError, apply_layer};
 
@@ -60,40 +59,50 @@ pub enum LayerCause {
     },
 }
 
-/// Pieces that may wait between the network and the decompression (a piece is at most some 16 KiB).
-const CHANNEL_PIECES: usize = 64;
 const BUFFER_BYTES: usize = 64 << 10;
 
-type Piece = Result<Bytes, RegistryError>;
-type Failure = Arc<Mutex<Option<RegistryError>>>;
+/// Blobs that have to be fetched, in the order in which they are needed.
+pub(crate) struct Inputs(pub(crate) Vec<Input>);
 
-/// Where the blobs that have to be fetched are wanted: digest, size, and the way to the layer's reader.
-pub(crate) struct Inputs(pub(crate) Vec<(Digest, u64, mpsc::Sender<Piece>)>);
+/// A blob that has to be fetched, and the way to the layer's reader.
+pub(crate) struct Input {
+    pub(crate) digest: Digest,
+    pub(crate) size_bytes: u64,
+    /// Name for progress.
+    pub(crate) item: String,
+    pub(crate) sender: BlobSender,
+}
 
 /// A layer whose bytes can be read.
 pub(crate) struct ReadyLayer {
     layer: Layer,
-    input: Box<dyn Read + Send>,
-    failure: Failure,
+    source: Source,
 }
 
-/// Gives each layer its reader; those that must be fetched come with the other end of a channel.
-pub(crate) fn prepare(layers: Vec<Layer>) -> (Vec<ReadyLayer>, Inputs) {
+enum Source {
+    Section(Section),
+    /// Whoever fetches it reports the progress too.
+    Fetched(BlobReader),
+}
+
+/// Gives each layer its reader; those that must be fetched come with the other end of a pipe.
+pub(crate) fn prepare(layers: Vec<Layer>, ahead: Ahead, cancel: &Cancel) -> (Vec<ReadyLayer>, Inputs) {
+    let ahead = Arc::new(ahead);
     let mut inputs = Vec::new();
     let mut ready = Vec::new();
     for mut layer in layers {
-        let failure = Failure::default();
-        let input: Box<dyn Read + Send> = match std::mem::replace(&mut layer.location, Location::Registry) {
-            Location::Section(section) => Box::new(section),
+        let item = layer.item();
+        let source = match std::mem::replace(&mut layer.location, Location::Registry) {
+            Location::Section(section) => Source::Section(section),
             Location::Registry => {
-                let (sender, receiver) = mpsc::channel(CHANNEL_PIECES);
+                let (sender, reader) = pipe(&ahead, cancel);
                 if let Some((digest, size_bytes)) = layer.blob.clone() {
-                    inputs.push((digest, size_bytes, sender));
+                    inputs.push(Input { digest, size_bytes, item, sender });
                 }
-                Box::new(ChannelReader { receiver, current: Bytes::new(), failure: failure.clone() })
+                Source::Fetched(reader)
             }
         };
-        ready.push(ReadyLayer { layer, input, failure });
+        ready.push(ReadyLayer { layer, source });
     }
     (ready, Inputs(inputs))
 }
@@ -106,23 +115,21 @@ pub(crate) fn unpack_all(
     reporter: &Reporter,
 ) -> Result<Tree, LayerError> {
     let mut tree = Tree::new(limits);
-    for (number, ready) in (1..).zip(layers) {
-        let ReadyLayer { layer, input, failure } = ready;
+    for (number, ReadyLayer { layer, source }) in (1..).zip(layers) {
         let item = layer.item();
         let digest = layer.blob.as_ref().map_or(&layer.diff_id, |(digest, _)| digest).clone();
-        let input = ReportingReader::new(input, item.clone(), reporter.clone());
-        let result = reporter
-            .send(Event::Started { item: item.clone(), total_bytes: layer.size_bytes() })
-            .map_err(LayerCause::from)
-            .and_then(|()| unpack(&layer, input, &mut tree, area, number, limits))
-            .and_then(|()| Ok(reporter.send(Event::Finished { item })?));
-        // The reason why the network failed tells more than that reading did.
-        let failed = failure.lock().unwrap_or_else(PoisonError::into_inner).take();
-        match (failed, result) {
-            (Some(error), _) => return Err(LayerError { digest, cause: error.into() }),
-            (None, Err(cause)) => return Err(LayerError { digest, cause }),
-            (None, Ok(())) => {}
-        }
+        let result = match source {
+            Source::Fetched(input) => unpack(&layer, input, &mut tree, area, number, limits),
+            Source::Section(section) => {
+                let total_bytes = Some(layer.blob.as_ref().map_or(section.bytes, |(_, bytes)| *bytes));
+                let input = ReportingReader::new(section, item.clone(), reporter.clone());
+                let started = reporter.send(Event::Started { item: item.clone(), total_bytes });
+                let unpack = |()| unpack(&layer, input, &mut tree, area, number, limits);
+                started.map_err(LayerCause::from).and_then(unpack)
+            }
+        };
+        let finished = result.and_then(|()| Ok(reporter.send(Event::Finished { item })?));
+        finished.map_err(|cause| LayerError { digest, cause })?;
     }
     Ok(tree)
 }
@@ -167,30 +174,4 @@ fn unpack(
         return Err(LayerCause::DiffId { expected: layer.diff_id.clone(), actual: content_digest });
     }
     Ok(())
-}
-
-/// Reads what the other end of a channel sends.
-struct ChannelReader {
-    receiver: mpsc::Receiver<Piece>,
-    current: Bytes,
-    failure: Failure,
-}
-
-impl Read for ChannelReader {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        while self.current.is_empty() {
-            match self.receiver.blocking_recv() {
-                None => return Ok(0),
-                Some(Ok(piece)) => self.current = piece,
-                Some(Err(error)) => {
-                    *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-                    return Err(std::io::Error::other(Cancelled));
-                }
-            }
-        }
-        let length = self.current.len().min(buffer.len());
-        let piece = self.current.split_to(length);
-        buffer.get_mut(..length).unwrap_or_default().copy_from_slice(&piece);
-        Ok(length)
-    }
 }

@@ -24,12 +24,14 @@
     )
 )]
 
+mod cancel;
 mod decompress;
 mod digest;
 mod erofs;
 mod layer;
 mod limits;
 mod manifest;
+mod pipe;
 mod progress;
 mod reference;
 mod registry;
@@ -48,7 +50,7 @@ pub use manifest::{ManifestError, Platform, PlatformError};
 pub use oci_spec::image::ImageConfiguration;
 pub use progress::{NoProgress, Progress};
 pub use reference::{ImageReference, ReferenceError, RegistryReference};
-pub use registry::{CredentialsError, NetworkOptions, RegistryError};
+pub use registry::{Clock, CredentialsError, NetworkOptions, RegistryError};
 pub use source::SourceError;
 pub use store::{Error, GetOptions, Image, ImageRecord, PullPolicy, Removed, Result, Store};
 pub use tar::TarError;

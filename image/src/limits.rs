@@ -15,6 +15,9 @@ pub struct Limits {
     pub max_layer_bytes: u64,
     /// Bytes of file data in the flattened image, holes and overwritten files included.
     pub max_data_bytes: u64,
+    /// Bytes of layers that wait on disk for their turn, because others are still being unpacked. Less if the disk is
+    /// nearly full; what finds no room is fetched when its turn comes.
+    pub max_ahead_bytes: u64,
     /// Bytes that must stay free in the store's file system.
     pub min_free_bytes: u64,
 }
@@ -28,6 +31,7 @@ impl Default for Limits {
             max_metadata_bytes: 1 << 30,
             max_layer_bytes: 128 << 30,
             max_data_bytes: 256 << 30,
+            max_ahead_bytes: 4 << 30,
             min_free_bytes: 64 << 20,
         }
     }

@@ -4,7 +4,9 @@ use std::io::Read;
 
 use tokio::sync::mpsc;
 
-/// Receives progress; the command line draws bars or prints lines. Called from the task that runs
+use crate::cancel::Cancelled;
+
+/// Receives progress; the command line draws bars or prints lines. Several items may be under way at once. Called from the task that runs
 /// [`Store::get`](crate::Store::get).
 pub trait Progress: Send + Sync {
     /// Work on an item (a layer, by its short digest) begins; the size in bytes if known.
@@ -15,6 +17,10 @@ pub trait Progress: Send + Sync {
     fn finished(&self, item: &str);
     /// Something worth a line.
     fn message(&self, text: &str);
+    /// Why nothing happens: somebody else must be done first. A user who wants no other line still wants this one.
+    fn waiting(&self, text: &str) {
+        self.message(text);
+    }
 }
 
 /// Ignores all progress.
@@ -61,14 +67,9 @@ impl Reporter {
     }
 
     pub(crate) fn send(&self, event: Event) -> std::io::Result<()> {
-        self.sender.blocking_send(event).map_err(|_| std::io::Error::other(Cancelled))
+        self.sender.blocking_send(event).map_err(|_| Cancelled.into())
     }
 }
-
-/// The caller stopped waiting.
-#[derive(Debug, thiserror::Error)]
-#[error("Cancelled")]
-pub(crate) struct Cancelled;
 
 /// Reports how much was read, in steps that are not too small.
 pub(crate) struct ReportingReader<R> {

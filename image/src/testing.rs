@@ -6,6 +6,7 @@ use std::io::{Read, Write};
 use erofs_rs::EroFS;
 use erofs_rs::backend::SliceImage;
 
+use crate::cancel::Cancel;
 use crate::erofs::data::DataArea;
 use crate::erofs::writer::{self, Written};
 use crate::limits::Limits;
@@ -78,7 +79,7 @@ impl TarBytes {
 pub(crate) fn flatten_with(layers: &[Vec<u8>], limits: &Limits) -> Result<(Vec<u8>, Written), ApplyError> {
     let dir = tempfile::tempdir().unwrap();
     let file = tempfile::tempfile_in(dir.path()).unwrap();
-    let mut area = DataArea::new(file, dir.path(), limits);
+    let mut area = DataArea::new(file, dir.path(), limits, &Cancel::default());
     let mut tree = Tree::new(limits);
     for (number, layer) in (1..).zip(layers) {
         apply_layer(&mut tree, &mut area, layer.as_slice(), number)?;

@@ -11,13 +11,14 @@
 mod fixture;
 
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use fixture::{
     Recorder, TestImage, gzip, image, layout_files, leftovers, line, noise, read_file, runtime, small, tar,
     write_layout, zstd,
 };
-use hull_image::{Error, GetOptions, Image, Limits, NoProgress, Platform, Store};
+use hull_image::{Error, GetOptions, Image, Limits, NoProgress, Platform, Progress, Store};
 
 struct Fixture {
     dir: tempfile::TempDir,
@@ -293,6 +294,49 @@ fn a_crashed_build_is_cleaned_up_but_not_one_under_way() {
     drop(holder);
     Store::open(&fixture.path("store")).unwrap();
     assert!(!alive.exists());
+}
+
+/// Looks into the store's directory of temporary files while an image is built.
+struct Spy(std::path::PathBuf, std::sync::Mutex<Vec<usize>>);
+
+impl Progress for Spy {
+    fn started(&self, _item: &str, _total_bytes: Option<u64>) {}
+    fn advanced(&self, _item: &str, _bytes: u64) {
+        self.message("");
+    }
+    fn finished(&self, _item: &str) {
+        self.message("");
+    }
+    fn message(&self, _text: &str) {
+        self.1.lock().unwrap().push(std::fs::read_dir(&self.0).unwrap().count());
+    }
+}
+
+#[test]
+fn a_build_that_is_killed_leaves_nothing_because_its_file_has_no_name_yet() {
+    let fixture = Fixture::new();
+    let content = tar(&[("noise", &noise(8 << 20))]);
+    fixture.layout(&image(&[(content.clone(), gzip(&content))], &host()));
+    let spy = Spy(fixture.path("store/tmp"), std::sync::Mutex::default());
+    let reference = format!("oci:{}", fixture.path("layout").display()).parse().unwrap();
+    let named = |reference: &hull_image::ImageReference| {
+        runtime().block_on(fixture.store.get(reference, &GetOptions::default(), &spy)).unwrap();
+        let counts = std::mem::take(&mut *spy.1.lock().unwrap());
+        assert!(!counts.is_empty());
+        counts.into_iter().max().unwrap()
+    };
+    if std::fs::File::options()
+        .write(true)
+        .custom_flags(rustix::fs::OFlags::TMPFILE.bits().cast_signed())
+        .open(fixture.dir.path())
+        .is_err()
+    {
+        let _ = writeln!(std::io::stderr(), "SKIPPED: no unnamed files in {}", fixture.dir.path().display());
+        return;
+    }
+    assert_eq!(named(&reference), 0);
+    make_rootfs(&fixture.path("root"));
+    assert_eq!(named(&format!("rootfs:{}", fixture.path("root").display()).parse().unwrap()), 0);
 }
 
 #[test]

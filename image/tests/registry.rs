@@ -13,14 +13,14 @@ mod fixture;
 mod server;
 
 use std::io::Write;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
 
 use fixture::{
     INDEX, MANIFEST, Recorder, TestImage, gzip, image, leftovers, line, noise, read_file, runtime, small, tar,
 };
-use hull_image::{Error, GetOptions, Image, NetworkOptions, Platform, PullPolicy, Store};
+use hull_image::{Clock, Error, GetOptions, Image, Limits, NetworkOptions, Platform, PullPolicy, Store};
 use server::{Reply, Request, Server};
 
 struct Fixture {
@@ -42,6 +42,7 @@ impl Fixture {
             read_timeout: Duration::from_secs(1),
             retries: 3,
             backoff: Duration::from_millis(5),
+            ..NetworkOptions::default()
         };
         GetOptions { network, docker_config: Some(self.dir.path().to_owned()), ..GetOptions::default() }
     }
@@ -155,6 +156,154 @@ fn a_registry_that_always_stops_in_mid_blob_is_an_error_and_leaves_nothing() {
         faulty(&image, &image.layers[0].clone(), |_, reply, _| Reply { cut: Some(1000), stall: true, ..reply });
     let error = Fixture::new().refused(&stalling);
     assert!(error.contains("broke 4 times, at last after") && error.ends_with("timed out"), "{error}");
+}
+
+/// Seven seconds pass whenever somebody looks.
+fn fast_clock() -> Clock {
+    let (start, seconds) = (Instant::now(), AtomicU64::new(0));
+    Clock::new(move || start + Duration::from_secs(7 * seconds.fetch_add(1, Ordering::SeqCst)))
+}
+
+#[test]
+fn a_registry_that_drips_bytes_is_given_up_with_its_rate() {
+    let image = large();
+    let mut options = Fixture::new().options();
+    options.network.clock = fast_clock();
+    let drip = |_: &Request, reply: Reply, _| Reply { cut: Some(0), drip: true, ..reply };
+    let refused = |part: &str| {
+        let fixture = Fixture::new();
+        let server = faulty(&image, part, drip);
+        let error = fixture.get_with(&format!("{}/repo/app:tag", server.address), &options).unwrap_err();
+        assert_eq!(leftovers(&fixture.dir.path().join("store")), Vec::<String>::new());
+        let text = line(&error).replace(&server.address.to_string(), "HOST");
+        let messages = fixture.recorder.messages.lock().unwrap().clone();
+        (text, server.count(part), messages)
+    };
+    let (error, requests, messages) = refused(&image.layers[0]);
+    assert!(error.contains("Registry HOST is too slow: ") && error.contains(" bytes of blob sha256:"), "{error}");
+    assert!(error.ends_with(" in 63 seconds"), "{error}");
+    assert_eq!((requests, messages.len()), (4, 3));
+    assert!(messages[0].contains("transfer is too slow after"), "{messages:?}");
+    let (error, ..) = refused("/manifests/");
+    assert!(error.contains("Registry HOST is too slow: ") && error.contains(" bytes of the manifest in"), "{error}");
+    // Slow, but not that slow.
+    let fixture = Fixture::new();
+    let copy = image.clone();
+    let server = Server::start(move |request| serve(&copy, request));
+    fixture.get_with(&format!("{}/repo/app:tag", server.address), &options).unwrap();
+    assert_eq!(*fixture.recorder.messages.lock().unwrap(), Vec::<String>::new());
+}
+
+/// An image with several layers that differ.
+fn layers(count: usize, bytes: usize) -> TestImage {
+    let layer = |number: usize| {
+        let content = tar(&[(&format!("file{number}"), &noise(bytes + number)), ("last", &[number as u8])]);
+        (content.clone(), gzip(&content))
+    };
+    image(&(0..count).map(layer).collect::<Vec<_>>(), &Platform::host().architecture)
+}
+
+/// Lets requests wait for one another.
+#[derive(Default)]
+struct Gate {
+    state: Mutex<(usize, usize)>,
+    changed: Condvar,
+}
+
+impl Gate {
+    /// Waits until so many are inside at once, or others have given up waiting.
+    fn enter(&self, wanted: usize) {
+        let mut state = self.state.lock().unwrap();
+        state.0 += 1;
+        state.1 = state.1.max(state.0);
+        self.changed.notify_all();
+        let missing = |state: &mut (usize, usize)| state.1 < wanted;
+        let waited = self.changed.wait_timeout_while(state, Duration::from_secs(10), missing).unwrap();
+        drop(waited);
+    }
+
+    fn leave(&self) {
+        self.state.lock().unwrap().0 -= 1;
+    }
+
+    fn most(&self) -> usize {
+        self.state.lock().unwrap().1
+    }
+}
+
+#[test]
+fn three_layers_are_fetched_at_once() {
+    let fixture = Fixture::new();
+    let image = layers(7, 400_000);
+    let gate = Arc::new(Gate::default());
+    let (copy, inside) = (image.clone(), gate.clone());
+    let server = Server::start(move |request| {
+        // Nobody is answered before three have asked.
+        let layer = copy.layers.iter().any(|layer| request.path.ends_with(layer.as_str()));
+        if layer {
+            inside.enter(3);
+            std::thread::sleep(Duration::from_millis(20));
+            inside.leave();
+        }
+        serve(&copy, request)
+    });
+    let pulled = fixture.get(&server).unwrap();
+    assert_eq!(gate.most(), 3);
+    for number in 0..7 {
+        assert_eq!(read_file(&pulled, &format!("/file{number}")), noise(400_000 + number));
+    }
+    assert_eq!(read_file(&pulled, "/last"), [6], "layers are applied in order");
+    let short: Vec<String> = image.layers.iter().map(|layer| layer[7..19].to_owned()).collect();
+    assert_eq!(*fixture.recorder.started.lock().unwrap(), short);
+    assert_eq!(*fixture.recorder.finished.lock().unwrap(), short);
+    let bytes: usize = image.layers.iter().map(|layer| image.blobs[layer].len()).sum();
+    assert_eq!(*fixture.recorder.bytes.lock().unwrap(), bytes as u64);
+}
+
+#[test]
+fn layers_that_find_no_room_to_wait_are_fetched_when_their_turn_comes() {
+    let image = layers(4, 3 << 20);
+    for max_ahead_bytes in [0, 4 << 20] {
+        let (fixture, copy) = (Fixture::new(), image.clone());
+        let server = Server::start(move |request| serve(&copy, request));
+        let options = GetOptions { limits: Limits { max_ahead_bytes, ..Limits::default() }, ..fixture.options() };
+        let pulled = fixture.get_with(&format!("{}/repo/app:tag", server.address), &options).unwrap();
+        assert_eq!(read_file(&pulled, "/file3"), noise((3 << 20) + 3));
+        assert_eq!(read_file(&pulled, "/last"), [3]);
+    }
+}
+
+#[test]
+fn the_first_layer_that_fails_ends_the_others_at_once() {
+    let image = layers(5, 300_000);
+    // The first layer never comes to an end; the third is refused.
+    let (first, third) = (image.layers[0].clone(), image.layers[2].clone());
+    let copy = image.clone();
+    let server = Server::start(move |request| match serve(&copy, request) {
+        reply if request.path.ends_with(&first) => Reply { cut: Some(1000), stall: true, ..reply },
+        _ if request.path.ends_with(&third) => Reply::status(418),
+        reply => reply,
+    });
+    let fixture = Fixture::new();
+    let mut options = fixture.options();
+    options.network.read_timeout = Duration::from_secs(600);
+    let error = line(&fixture.get_with(&format!("{}/repo/app:tag", server.address), &options).unwrap_err());
+    assert!(error.contains(&format!("Layer {} cannot be unpacked", image.layers[2])), "{error}");
+    assert!(error.contains("answered 418"), "{error}");
+    assert_eq!(leftovers(&fixture.dir.path().join("store")), Vec::<String>::new());
+    // The other way round: a damaged first layer doesn't wait for a third that never ends.
+    let (first, third) = (image.layers[0].clone(), image.layers[2].clone());
+    let server = Server::start(move |request| match serve(&image, request) {
+        mut reply if request.path.ends_with(&first) => {
+            reply.body[2000] ^= 1;
+            reply
+        }
+        reply if request.path.ends_with(&third) => Reply { cut: Some(1000), stall: true, ..reply },
+        reply => reply,
+    });
+    let error = line(&fixture.get_with(&format!("{}/repo/app:tag", server.address), &options).unwrap_err());
+    assert!(error.contains("The blob is damaged: its digest is"), "{error}");
+    assert_eq!(leftovers(&fixture.dir.path().join("store")), Vec::<String>::new());
 }
 
 #[test]

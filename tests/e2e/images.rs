@@ -1,8 +1,10 @@
 //! What the container sees of its image.
 
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::MetadataExt;
+use std::process::{Command, Stdio};
 
-use crate::harness::{Hull, image};
+use crate::harness::{Hull, Run, image};
 
 #[test]
 fn writes_land_in_the_overlay_and_are_gone_next_time() {
@@ -30,6 +32,40 @@ fn a_debian_image_with_python_runs_a_script() {
         b"import os, sys, platform\nprint(sum(range(10)), os.getpid(), sys.version_info[0])\n".to_vec(),
     );
     assert_eq!(run.ok(), "45 1 3\n");
+}
+
+#[test]
+fn a_pull_that_waits_for_another_process_says_for_which_and_can_be_interrupted() {
+    let store = tempfile::tempdir().unwrap();
+    let hull = Hull::with_store(store.path());
+    hull.hull(["images"]).ok();
+    let mut other = Command::new("flock")
+        .arg(store.path().join("lock"))
+        .args(["sh", "-c", "echo -n $$ > \"$0\" && echo held && exec sleep 600"])
+        .arg(store.path().join("lock"))
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let holder = read_line(other.stdout.as_mut().unwrap());
+    assert_eq!(holder, "held\n");
+    let mut waiting = hull.command(["run", &image("busybox"), "true"]).spawn().unwrap();
+    let line = read_line(waiting.stderr.as_mut().unwrap());
+    assert!(line.contains("aiting for process ") && line.contains("which uses the image store"), "{line}");
+    let pid = nix::unistd::Pid::from_raw(waiting.id().try_into().unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+    assert_eq!(waiting.wait().unwrap().code(), Some(130));
+    // A holder that dies releases the store.
+    let waiting = hull.command(["pull", &image("busybox")]).spawn().unwrap();
+    let id = line.split_whitespace().find_map(|word| word.trim_end_matches(',').parse::<i32>().ok()).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(id), nix::sys::signal::Signal::SIGKILL).unwrap();
+    other.wait().unwrap();
+    Run::from(waiting.wait_with_output().unwrap()).ok();
+}
+
+fn read_line(stream: &mut impl Read) -> String {
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).unwrap();
+    line
 }
 
 #[test]

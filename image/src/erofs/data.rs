@@ -10,6 +10,7 @@ use tempfile::SpooledTempFile;
 
 use super::WriteError;
 use super::format::{BLOCK_BYTES, EXTENDED_INODE_BYTES, NULL_BLOCK};
+use crate::cancel::Cancel;
 use crate::limits::Limits;
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
@@ -53,11 +54,13 @@ pub(crate) struct DataArea {
     space_check_at: u64,
     dead: Vec<Extent>,
     limits: Limits,
+    cancel: Cancel,
 }
 
 impl DataArea {
     /// Starts at block 1 of an empty file. Tails that don't fit into memory go to an unnamed file in `spool_dir`.
-    pub(crate) fn new(file: File, spool_dir: &Path, limits: &Limits) -> Self {
+    /// Whatever is being written ends with an error as soon as `cancel` says so, also inside a file.
+    pub(crate) fn new(file: File, spool_dir: &Path, limits: &Limits, cancel: &Cancel) -> Self {
         DataArea {
             file,
             buffer: Vec::with_capacity(BUFFER_BYTES),
@@ -69,11 +72,13 @@ impl DataArea {
             space_check_at: 0,
             dead: Vec::new(),
             limits: limits.clone(),
+            cancel: cancel.clone(),
         }
     }
 
     /// Begins a file of exactly `size_bytes`, whose inode will have `xattr_bytes` of attributes.
     pub(crate) fn begin(&mut self, size_bytes: u64, xattr_bytes: usize) -> Result<FileWriter<'_>, WriteError> {
+        self.cancel.check()?;
         self.data_bytes = self.data_bytes.saturating_add(size_bytes);
         if self.data_bytes > self.limits.max_data_bytes {
             return Err(WriteError::TooLarge(self.limits.max_data_bytes));
@@ -168,6 +173,7 @@ impl DataArea {
 
     /// Writes the buffer, which ends at a block boundary, leaving out blocks of zeros.
     fn flush(&mut self) -> Result<(), WriteError> {
+        self.cancel.check()?;
         self.check_space()?;
         let mut offset = self.flushed_bytes;
         for run in runs(&self.buffer) {
@@ -231,6 +237,7 @@ pub(crate) struct FileWriter<'a> {
 impl FileWriter<'_> {
     /// Appends data; more than the announced size is an error.
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
+        self.area.cancel.check()?;
         let (body, tail) = bytes.split_at(usize::try_from(self.body_left).unwrap_or(usize::MAX).min(bytes.len()));
         self.area.push(body)?;
         self.body_left -= body.len() as u64;

@@ -23,6 +23,8 @@ pub(crate) mod xattr;
 
 pub(crate) use format::encode_device;
 
+use crate::cancel::Cancelled;
+
 /// Version of the writer: part of the name of every image, so that a better writer makes new files.
 pub(crate) const WRITER_VERSION: u32 = 1;
 
@@ -51,6 +53,15 @@ pub enum WriteError {
     /// Fewer bytes came than the file's size says.
     #[error("File data is shorter than its size")]
     ShortFile,
+    /// The caller no longer waits for it.
+    #[error("The image was given up")]
+    Cancelled,
+}
+
+impl From<Cancelled> for WriteError {
+    fn from(_: Cancelled) -> Self {
+        WriteError::Cancelled
+    }
 }
 
 impl From<std::io::Error> for WriteError {

@@ -6,15 +6,19 @@
 
 mod auth;
 mod credentials;
+mod meter;
 mod transfer;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
+use futures::TryStreamExt as _;
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, RANGE, RETRY_AFTER, WWW_AUTHENTICATE};
 use reqwest::{Response, StatusCode, Url};
 
 pub use credentials::CredentialsError;
+pub use meter::Clock;
+use meter::{Broken, Meter, Rate};
 
 use crate::digest::Digest;
 use crate::layer::Inputs;
@@ -22,6 +26,7 @@ use crate::limits::{Limits, MAX_DOCUMENT_BYTES};
 use crate::manifest::{
     Descriptor, Document, MANIFEST_TYPES, Manifest, ManifestError, Platform, parse_config, parse_document,
 };
+use crate::progress::Progress;
 use crate::reference::RegistryReference;
 use crate::source::layout::MAX_NESTED_INDEXES;
 use crate::source::{Layer, Location, Resolved};
@@ -31,6 +36,9 @@ const MAX_REPLY_BYTES: u64 = 1 << 20;
 /// Longest wait that a registry's `Retry-After` is believed.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
 
+/// Blobs that are fetched at once: docker's default.
+const PARALLEL_BLOBS: usize = 3;
+
 /// How patient to be with a registry.
 #[derive(Debug, Clone)]
 pub struct NetworkOptions {
@@ -38,10 +46,16 @@ pub struct NetworkOptions {
     pub connect_timeout: Duration,
     /// Longest silence while data is expected.
     pub read_timeout: Duration,
+    /// Over how long the speed is measured, while data is expected.
+    pub rate_window: Duration,
+    /// What must come in that time at least; a registry that sends less is as good as silent.
+    pub min_window_bytes: u64,
     /// Attempts after the first for a request that fails in a way that may pass (a broken transfer, 429, 5xx).
     pub retries: u32,
     /// Wait before the first retry; doubled each time.
     pub backoff: Duration,
+    /// What the speed is measured with.
+    pub clock: Clock,
 }
 
 impl Default for NetworkOptions {
@@ -49,8 +63,11 @@ impl Default for NetworkOptions {
         NetworkOptions {
             connect_timeout: Duration::from_secs(15),
             read_timeout: Duration::from_secs(30),
+            rate_window: Duration::from_secs(60),
+            min_window_bytes: 1024,
             retries: 5,
             backoff: Duration::from_millis(300),
+            clock: Clock::default(),
         }
     }
 }
@@ -136,6 +153,18 @@ pub enum RegistryError {
         size_bytes: u64,
         /// The last cause; none if the registry just ended the answer.
         source: Option<reqwest::Error>,
+    },
+    /// The registry keeps the connection alive and sends next to nothing.
+    #[error("Registry {host} is too slow: {bytes} bytes of {what} in {seconds} seconds")]
+    TooSlow {
+        /// Host and port.
+        host: String,
+        /// What it was to send: a blob with its digest, or the kind of document.
+        what: String,
+        /// What came at last.
+        bytes: u64,
+        /// In which time.
+        seconds: u64,
     },
     /// A manifest or configuration is refused.
     #[error(transparent)]
@@ -238,15 +267,15 @@ impl Client {
         Ok(Resolved { manifest_digest, manifest: manifest_bytes, config_bytes, config, layers })
     }
 
-    /// Sends all blobs to those who apply them, one after the other. An error goes the same way.
-    pub(crate) async fn feed(&self, inputs: Inputs, progress: &dyn crate::progress::Progress) {
-        for (digest, size_bytes, sender) in inputs.0 {
-            if let Err(error) = self.stream_blob(&digest, size_bytes, &sender, progress).await {
-                // Nobody listens any more if the layer failed on its own.
-                let _ = sender.send(Err(error)).await;
-                return;
-            }
-        }
+    /// Sends all blobs to those who apply them, some at once. The first error, with the blob's digest, ends all.
+    pub(crate) async fn feed(&self, inputs: Inputs, progress: &dyn Progress) -> Result<(), (Digest, RegistryError)> {
+        futures::stream::iter(inputs.0.into_iter().map(Ok))
+            .try_for_each_concurrent(PARALLEL_BLOBS, |input| async move {
+                progress.started(&input.item, Some(input.size_bytes));
+                let digest = input.digest.clone();
+                self.stream_blob(input, progress).await.map_err(|error| (digest, error))
+            })
+            .await
     }
 
     async fn manifest(&self, name: &str, reference: &str) -> Result<(Vec<u8>, Option<String>), RegistryError> {
@@ -337,14 +366,22 @@ impl Client {
     /// Reads a body of bounded size.
     async fn body(&self, mut response: Response, limit: u64, document: &'static str) -> Result<Vec<u8>, RegistryError> {
         let mut bytes = Vec::new();
-        let failed = |source| RegistryError::Unreachable { host: self.host.clone(), source };
-        while let Some(chunk) = response.chunk().await.map_err(failed)? {
+        let mut meter = Meter::new(&self.network);
+        let failed = |broken| match broken {
+            Broken::Connection(source) => RegistryError::Unreachable { host: self.host.clone(), source },
+            Broken::Slow(rate) => self.too_slow(format!("the {document}"), rate),
+        };
+        while let Some(chunk) = meter.chunk(&mut response).await.map_err(failed)? {
             bytes.extend_from_slice(&chunk);
             if bytes.len() as u64 > limit {
                 return Err(ManifestError::TooLarge { document }.into());
             }
         }
         Ok(bytes)
+    }
+
+    fn too_slow(&self, what: String, rate: Rate) -> RegistryError {
+        RegistryError::TooSlow { host: self.host.clone(), what, bytes: rate.bytes, seconds: rate.time.as_secs() }
     }
 
     async fn wait(&self, attempt: u32, asked: Option<Duration>) {

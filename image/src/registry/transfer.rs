@@ -1,43 +1,41 @@
 //! Streaming one blob, over as many connections as it takes.
 
-use bytes::Bytes;
 use reqwest::header::CONTENT_RANGE;
 use reqwest::{Response, StatusCode};
-use tokio::sync::mpsc;
 
+use super::meter::{Broken, Meter};
 use super::{Client, RegistryError, header};
-use crate::digest::Digest;
+use crate::layer::Input;
 use crate::progress::Progress;
 
 /// Progress after which earlier failures no longer count.
 const FORGIVE_AFTER_BYTES: u64 = 4 << 20;
 
-/// The receiver went away, so there is nothing left to do.
 enum Ended {
     Complete,
-    Broken(Option<reqwest::Error>),
+    /// The connection ended too early; none if nothing else is wrong with it.
+    Broken(Option<Broken>),
+    /// The receiver went away, so there is nothing left to do.
     Unwanted,
 }
 
 impl Client {
     /// Sends a blob's bytes in order. A transfer that breaks is continued where it stopped: by a range request, or
     /// where the registry ignores that, by starting over and skipping what was sent. The receiver checks the digest.
-    pub(super) async fn stream_blob(
-        &self,
-        digest: &Digest,
-        size_bytes: u64,
-        sender: &mpsc::Sender<Result<Bytes, RegistryError>>,
-        progress: &dyn Progress,
-    ) -> Result<(), RegistryError> {
-        let url = self.url(&["blobs", &digest.to_string()])?;
+    pub(super) async fn stream_blob(&self, input: Input, progress: &dyn Progress) -> Result<(), RegistryError> {
+        let url = self.url(&["blobs", &input.digest.to_string()])?;
         let mut received_bytes = 0;
         let mut failures = 0;
         let mut forgive_at = FORGIVE_AFTER_BYTES;
         loop {
             let response = self.get(&url, None, (received_bytes > 0).then_some(received_bytes)).await?;
-            let source = match self.pump(response, digest, size_bytes, &mut received_bytes, sender).await? {
-                Ended::Complete | Ended::Unwanted => return Ok(()),
-                Ended::Broken(source) => source,
+            let broken = match self.pump(response, &input, &mut received_bytes, progress).await? {
+                Ended::Complete => {
+                    input.sender.finish();
+                    return Ok(());
+                }
+                Ended::Unwanted => return Ok(()),
+                Ended::Broken(broken) => broken,
             };
             if received_bytes >= forgive_at {
                 failures = 0;
@@ -45,42 +43,44 @@ impl Client {
             }
             failures += 1;
             if failures > self.network.retries {
-                let digest = digest.clone();
-                return Err(RegistryError::Interrupted {
-                    digest,
-                    attempts: failures,
-                    received_bytes,
-                    size_bytes,
-                    source,
-                });
+                return Err(self.given_up(&input, failures, received_bytes, broken));
             }
-            let short: String = digest.hex().chars().take(12).collect();
+            let what = if matches!(broken, Some(Broken::Slow(_))) { "is too slow" } else { "broke" };
             progress.message(&format!(
-                "{short}: transfer broke after {received_bytes} of {size_bytes} bytes, trying again ({failures} of {})",
-                self.network.retries
+                "{}: transfer {what} after {received_bytes} of {} bytes, trying again ({failures} of {})",
+                input.item, input.size_bytes, self.network.retries
             ));
             self.wait(failures, None).await;
         }
+    }
+
+    fn given_up(&self, input: &Input, attempts: u32, received_bytes: u64, broken: Option<Broken>) -> RegistryError {
+        let (digest, size_bytes) = (input.digest.clone(), input.size_bytes);
+        let source = match broken {
+            Some(Broken::Slow(rate)) => return self.too_slow(format!("blob {digest}"), rate),
+            Some(Broken::Connection(error)) => Some(error),
+            None => None,
+        };
+        RegistryError::Interrupted { digest, attempts, received_bytes, size_bytes, source }
     }
 
     /// Passes on what one response brings.
     async fn pump(
         &self,
         mut response: Response,
-        digest: &Digest,
-        size_bytes: u64,
+        input: &Input,
         received_bytes: &mut u64,
-        sender: &mpsc::Sender<Result<Bytes, RegistryError>>,
+        progress: &dyn Progress,
     ) -> Result<Ended, RegistryError> {
         let mut skip_bytes = if resumes_at(&response, *received_bytes) { 0 } else { *received_bytes };
+        let mut meter = Meter::new(&self.network);
         loop {
-            let mut chunk = match response.chunk().await {
+            let mut chunk = match meter.chunk(&mut response).await {
                 Ok(Some(chunk)) => chunk,
-                Ok(None) if *received_bytes == size_bytes => return Ok(Ended::Complete),
-                Ok(None) => return Ok(Ended::Broken(None)),
                 // All of it came; how the connection ended doesn't matter.
-                Err(_) if *received_bytes == size_bytes => return Ok(Ended::Complete),
-                Err(error) => return Ok(Ended::Broken(Some(error))),
+                Ok(None) | Err(_) if *received_bytes == input.size_bytes => return Ok(Ended::Complete),
+                Ok(None) => return Ok(Ended::Broken(None)),
+                Err(broken) => return Ok(Ended::Broken(Some(broken))),
             };
             let skipped = usize::try_from(skip_bytes).unwrap_or(usize::MAX).min(chunk.len());
             let chunk = chunk.split_off(skipped);
@@ -88,11 +88,14 @@ impl Client {
             if chunk.is_empty() {
                 continue;
             }
-            if *received_bytes + chunk.len() as u64 > size_bytes {
-                return Err(RegistryError::BlobTooLong { digest: digest.clone(), size_bytes });
+            let bytes = chunk.len() as u64;
+            if *received_bytes + bytes > input.size_bytes {
+                let (digest, size_bytes) = (input.digest.clone(), input.size_bytes);
+                return Err(RegistryError::BlobTooLong { digest, size_bytes });
             }
-            *received_bytes += chunk.len() as u64;
-            if sender.send(Ok(chunk)).await.is_err() {
+            *received_bytes += bytes;
+            progress.advanced(&input.item, bytes);
+            if input.sender.send(chunk).await.is_err() {
                 return Ok(Ended::Unwanted);
             }
         }

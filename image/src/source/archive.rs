@@ -6,6 +6,7 @@ use std::io::{BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use super::{Section, SourceError, open_regular};
+use crate::cancel::{Cancel, CancellableReader};
 use crate::decompress::{Compression, Decompressor};
 use crate::limits::Limits;
 use crate::tar::{EntryKind, TarReader};
@@ -28,8 +29,14 @@ enum Member {
 }
 
 impl Archive {
-    /// Indexes an archive. A compressed one is first unpacked into an unnamed file in `spool_dir`.
-    pub(crate) fn open_path(path: &Path, spool_dir: &Path, limits: &Limits) -> Result<Self, SourceError> {
+    /// Indexes an archive. A compressed one is first unpacked into an unnamed file in `spool_dir`,
+    /// which `cancel` interrupts.
+    pub(crate) fn open_path(
+        path: &Path,
+        spool_dir: &Path,
+        limits: &Limits,
+        cancel: &Cancel,
+    ) -> Result<Self, SourceError> {
         let failed = |source| SourceError::Read { path: path.to_owned(), source };
         if path.is_dir() {
             return Err(failed(rustix::io::Errno::ISDIR.into()));
@@ -38,7 +45,7 @@ impl Archive {
         let mut file = section.file;
         if Compression::of(&mut BufReader::new(&mut file)).map_err(failed)? != Compression::None {
             file.seek(SeekFrom::Start(0)).map_err(failed)?;
-            file = unpack(&file, path, spool_dir, limits)?;
+            file = unpack(&file, path, spool_dir, limits, cancel)?;
         }
         file.seek(SeekFrom::Start(0)).map_err(failed)?;
         let members = index(&file, path)?;
@@ -67,10 +74,11 @@ impl Archive {
     }
 }
 
-fn unpack(file: &File, path: &Path, spool_dir: &Path, limits: &Limits) -> Result<File, SourceError> {
+fn unpack(file: &File, path: &Path, spool_dir: &Path, limits: &Limits, cancel: &Cancel) -> Result<File, SourceError> {
     let failed = |source| SourceError::Read { path: path.to_owned(), source };
     let mut spool = tempfile::tempfile_in(spool_dir).map_err(failed)?;
     let input = Decompressor::new(BufReader::with_capacity(64 << 10, file)).map_err(failed)?;
+    let input = CancellableReader::new(input, cancel);
     let copied = std::io::copy(&mut input.take(limits.max_layer_bytes + 1), &mut spool).map_err(failed)?;
     if copied > limits.max_layer_bytes {
         return Err(SourceError::TooLarge(path.to_owned()));
@@ -114,4 +122,23 @@ fn normalize(base: &str, name: &str) -> String {
         }
     }
     parts.join("/")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{TarBytes, chain};
+
+    #[test]
+    fn unpacking_a_compressed_archive_can_be_given_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("archive");
+        let tar = TarBytes::new().file("index.json", b"{}").finish();
+        std::fs::write(&path, zstd::encode_all(tar.as_slice(), 1).unwrap()).unwrap();
+        let (limits, cancel) = (Limits::default(), Cancel::default());
+        assert!(Archive::open_path(&path, dir.path(), &limits, &cancel).unwrap().open("index.json").unwrap().is_some());
+        cancel.cancel();
+        let Err(error) = Archive::open_path(&path, dir.path(), &limits, &cancel) else { panic!("it was given up") };
+        assert!(chain(&error).ends_with("archive: Cancelled"), "{}", chain(&error));
+    }
 }

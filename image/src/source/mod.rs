@@ -125,14 +125,6 @@ impl Layer {
         let digest = self.blob.as_ref().map_or(&self.diff_id, |(digest, _)| digest);
         digest.hex().chars().take(12).collect()
     }
-
-    pub(crate) fn size_bytes(&self) -> Option<u64> {
-        match (&self.blob, &self.location) {
-            (Some((_, size)), _) => Some(*size),
-            (None, Location::Section(section)) => Some(section.bytes),
-            (None, Location::Registry) => None,
-        }
-    }
 }
 
 /// A part of a file that reads like a file.

@@ -8,12 +8,14 @@ use tokio::sync::mpsc;
 use super::files::{self, TemporaryFile};
 use super::records::ImageRecord;
 use super::{Error, GetOptions, Image, Result, Store};
+use crate::cancel::Cancel;
 use crate::digest::Digest;
 use crate::erofs::data::DataArea;
 use crate::erofs::writer::{self, Written};
 use crate::erofs::{WRITER_VERSION, WriteError};
-use crate::layer::{self, Inputs, LayerCause, LayerError, ReadyLayer};
+use crate::layer::{self, LayerCause, LayerError, ReadyLayer};
 use crate::limits::Limits;
+use crate::pipe::Ahead;
 use crate::progress::{Event, Progress, Reporter};
 use crate::reference::ImageReference;
 use crate::registry::Client;
@@ -42,30 +44,43 @@ impl Store {
     ) -> Result<Image> {
         let key = key("layers", resolved.config.diff_ids.iter().map(Digest::to_string));
         let record = ImageRecord::new(name, &resolved, &key);
-        let waiting = || progress.message(&format!("{name}: waiting for another process that builds it"));
+        let waiting = |holder| progress.waiting(&format!("{name}: waiting for {holder}, which builds it"));
         let _turn = self.layout.lock_build(&key, waiting).await.map_err(|source| self.failed(source))?;
         let documents = [resolved.manifest.as_slice(), &resolved.config_bytes];
-        if let Some(image) = self.commit_existing(&record, &documents)? {
+        if let Some(image) = self.commit_existing(&record, &documents, progress).await? {
             return Ok(image);
         }
-        let (ready, inputs) = layer::prepare(resolved.layers);
+        let cancel = Cancel::default();
+        let _guard = cancel.on_drop();
+        let (limits, spool_dir) = (options.limits.clone(), self.layout.temporary_dir());
+        let (ready, inputs) = layer::prepare(resolved.layers, Ahead::new(&spool_dir, &limits), &cancel);
         let (reporter, events) = Reporter::channel();
         let temporary = self.temporary()?;
-        let (limits, spool_dir) = (options.limits.clone(), self.layout.temporary_dir());
-        let (work_name, work_key) = (name.to_owned(), key.clone());
+        let (work_name, work_key, work_cancel) = (name.to_owned(), key.clone(), cancel.clone());
         let work = tokio::task::spawn_blocking(move || {
-            build_layers(&work_name, work_key, ready, temporary, &spool_dir, &limits, &reporter)
+            let space = Space { temporary, spool_dir: &spool_dir, limits: &limits, cancel: &work_cancel };
+            build_layers(&work_name, work_key, ready, space, &reporter)
         });
         let feed = async {
             match client {
                 Some(client) => client.feed(inputs, progress).await,
-                None => drop::<Inputs>(inputs),
+                None => Ok(()),
             }
         };
-        let (built, ()) = tokio::join!(drive(work, events, progress), feed);
+        let mut worker = std::pin::pin!(drive(work, events, progress));
+        let built = tokio::select! {
+            built = &mut worker => built,
+            // What the worker then says is only that it was stopped.
+            Err((digest, error)) = feed => {
+                cancel.cancel();
+                let _ = worker.await;
+                let source = Box::new(LayerError { digest, cause: error.into() });
+                Ok(Err(Error::Unpack { name: name.to_owned(), source }))
+            }
+        };
         let built =
             built.unwrap_or_else(|_| Err(Error::Aborted(name.to_owned()))).map_err(|error| self.simplify(error))?;
-        self.commit(built, record, &documents)
+        self.commit(built, record, &documents, progress).await
     }
 
     /// Makes an image of a directory. Its content is only known once it is read, so it is always read and
@@ -81,24 +96,32 @@ impl Store {
         let (reporter, events) = Reporter::channel();
         let temporary = self.temporary()?;
         let (limits, spool_dir, dir) = (options.limits.clone(), self.layout.temporary_dir(), dir.to_owned());
-        let work_name = name.clone();
+        let cancel = Cancel::default();
+        let _guard = cancel.on_drop();
+        let (work_name, work_cancel) = (name.clone(), cancel.clone());
         let work = tokio::task::spawn_blocking(move || {
-            build_directory(&work_name, &dir, temporary, &spool_dir, &limits, &reporter)
+            let space = Space { temporary, spool_dir: &spool_dir, limits: &limits, cancel: &work_cancel };
+            build_directory(&work_name, &dir, space, &reporter)
         });
         let built = drive(work, events, progress).await;
         let built =
             built.unwrap_or_else(|_| Err(Error::Aborted(name.clone()))).map_err(|error| self.simplify(error))?;
         let digest = built.content.as_ref().map_or_else(String::new, Digest::to_string);
         let record = ImageRecord::of_directory(&name, &digest, &built.key);
-        if let Some(image) = self.commit_existing(&record, &[])? {
+        if let Some(image) = self.commit_existing(&record, &[], progress).await? {
             return Ok(image);
         }
-        self.commit(built, record, &[])
+        self.commit(built, record, &[], progress).await
     }
 
     /// If the EROFS file exists, records the name for it.
-    fn commit_existing(&self, record: &ImageRecord, documents: &[&[u8]]) -> Result<Option<Image>> {
-        let lock = self.lock(false)?;
+    async fn commit_existing(
+        &self,
+        record: &ImageRecord,
+        documents: &[&[u8]],
+        progress: &dyn Progress,
+    ) -> Result<Option<Image>> {
+        let lock = self.lock_patiently(false, progress).await?;
         let size_bytes = match std::fs::metadata(self.layout.erofs(&record.key)) {
             Ok(metadata) => metadata.len(),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -109,13 +132,19 @@ impl Store {
         let image = self.image(&record)?;
         drop(lock);
         if replaced {
-            self.collect()?;
+            self.collect(progress).await?;
         }
         Ok(image)
     }
 
-    fn commit(&self, built: Built, record: ImageRecord, documents: &[&[u8]]) -> Result<Image> {
-        let lock = self.lock(false)?;
+    async fn commit(
+        &self,
+        built: Built,
+        record: ImageRecord,
+        documents: &[&[u8]],
+        progress: &dyn Progress,
+    ) -> Result<Image> {
+        let lock = self.lock_patiently(false, progress).await?;
         built.temporary.persist(&self.layout.erofs(&built.key)).map_err(|source| self.failed(source))?;
         let record = ImageRecord { size_bytes: built.written.size_bytes, ..record };
         let replaced = self.write_record(&record, documents)?;
@@ -129,7 +158,7 @@ impl Store {
             "built EROFS image"
         );
         if replaced {
-            self.collect()?;
+            self.collect(progress).await?;
         }
         Ok(image)
     }
@@ -208,42 +237,45 @@ fn uuid(key: &str) -> [u8; 16] {
     uuid
 }
 
+/// Where a build writes, how much, and how long.
+struct Space<'a> {
+    temporary: TemporaryFile,
+    spool_dir: &'a Path,
+    limits: &'a Limits,
+    cancel: &'a Cancel,
+}
+
+impl Space<'_> {
+    fn area(&self) -> std::io::Result<DataArea> {
+        Ok(DataArea::new(self.temporary.file()?, self.spool_dir, self.limits, self.cancel))
+    }
+}
+
 fn build_layers(
     name: &str,
     key: String,
     layers: Vec<ReadyLayer>,
-    temporary: TemporaryFile,
-    spool_dir: &Path,
-    limits: &Limits,
+    space: Space<'_>,
     reporter: &Reporter,
 ) -> Result<Built> {
     let write_failed = |source| Error::Write { name: name.to_owned(), source };
-    let file = temporary.file().map_err(|error| write_failed(error.into()))?;
-    let mut area = DataArea::new(file, spool_dir, limits);
+    let mut area = space.area().map_err(|error| write_failed(error.into()))?;
     let unpack_failed = |source: LayerError| Error::Unpack { name: name.to_owned(), source: Box::new(source) };
-    let tree = layer::unpack_all(layers, &mut area, limits, reporter).map_err(unpack_failed)?;
+    let tree = layer::unpack_all(layers, &mut area, space.limits, reporter).map_err(unpack_failed)?;
     let (_, written) = writer::finish(&tree, area, uuid(&key)).map_err(write_failed)?;
-    Ok(Built { temporary, written, key, content: None })
+    Ok(Built { temporary: space.temporary, written, key, content: None })
 }
 
-fn build_directory(
-    name: &str,
-    dir: &Path,
-    temporary: TemporaryFile,
-    spool_dir: &Path,
-    limits: &Limits,
-    reporter: &Reporter,
-) -> Result<Built> {
+fn build_directory(name: &str, dir: &Path, space: Space<'_>, reporter: &Reporter) -> Result<Built> {
     let write_failed = |source| Error::Write { name: name.to_owned(), source };
-    let file = temporary.file().map_err(|error| write_failed(error.into()))?;
-    let mut area = DataArea::new(file, spool_dir, limits);
+    let mut area = space.area().map_err(|error| write_failed(error.into()))?;
     // The receiver only goes away together with the one who waits for the result.
     let _ = reporter.send(Event::Message(format!("Reading {}", dir.display())));
     let walk_failed = |source| Error::Walk { name: name.to_owned(), source: Box::new(source) };
-    let (tree, content) = walk::read_directory(dir, &mut area, limits).map_err(walk_failed)?;
+    let (tree, content) = walk::read_directory(dir, &mut area, space.limits).map_err(walk_failed)?;
     let key = key("directory", std::iter::once(content.to_string()));
     let (_, written) = writer::finish(&tree, area, uuid(&key)).map_err(write_failed)?;
-    Ok(Built { temporary, written, key, content: Some(content) })
+    Ok(Built { temporary: space.temporary, written, key, content: Some(content) })
 }
 
 /// Hands a worker's events to the progress until it is done.

@@ -1,27 +1,29 @@
-//! Directories, locks and temporary files of the store.
+//! Directories and files of the store.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{AtFlags, CWD, FlockOperation, OFlags};
 
-/// How often a lock that somebody else holds is tried again.
 const LOCK_POLL: Duration = Duration::from_millis(50);
 
 /// The store's directories.
 #[derive(Debug, Clone)]
 pub(super) struct Layout {
     root: PathBuf,
+    /// How often a lock that somebody else holds is tried again.
+    pub(super) poll: Duration,
 }
 
 impl Layout {
     /// Creates what is missing and removes what crashed builds left behind.
     pub(super) fn open(root: &Path) -> std::io::Result<Self> {
-        let layout = Layout { root: std::path::absolute(root)? };
+        let layout = Layout { root: std::path::absolute(root)?, poll: LOCK_POLL };
         for dir in
             [layout.erofs_dir(), layout.blobs_dir(), layout.images_dir(), layout.temporary_dir(), layout.locks_dir()]
         {
@@ -60,37 +62,8 @@ impl Layout {
         self.root.join("tmp")
     }
 
-    fn locks_dir(&self) -> PathBuf {
+    pub(super) fn locks_dir(&self) -> PathBuf {
         self.root.join("locks")
-    }
-
-    /// Waits for its turn to build an image. Whoever waits finds the image built when its turn comes.
-    pub(super) async fn lock_build(&self, key: &str, waiting: impl Fn()) -> std::io::Result<BuildLock> {
-        let path = self.locks_dir().join(key);
-        let mut told = false;
-        loop {
-            let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path)?;
-            if try_lock(&file, FlockOperation::NonBlockingLockExclusive)? {
-                // The holder before us removed the file: others lock another one now.
-                if file.metadata()?.nlink() > 0 {
-                    return Ok(BuildLock { path, _file: file });
-                }
-                continue;
-            }
-            if !told {
-                waiting();
-                told = true;
-            }
-            tokio::time::sleep(LOCK_POLL).await;
-        }
-    }
-
-    /// Keeps images from being removed (shared) or used and added (exclusive). Held for moments only.
-    pub(super) fn lock_store(&self, exclusive: bool) -> std::io::Result<StoreLock> {
-        let file = OpenOptions::new().create(true).truncate(false).write(true).open(self.root.join("lock"))?;
-        let operation = if exclusive { FlockOperation::LockExclusive } else { FlockOperation::LockShared };
-        retry_interrupted(|| rustix::fs::flock(&file, operation))?;
-        Ok(StoreLock { _file: file })
     }
 }
 
@@ -117,43 +90,43 @@ fn check_owner(root: &Path) -> std::io::Result<()> {
     Err(std::io::Error::new(std::io::ErrorKind::PermissionDenied, text))
 }
 
-/// The right to build one image.
-pub(super) struct BuildLock {
-    path: PathBuf,
-    _file: File,
-}
-
-impl Drop for BuildLock {
-    fn drop(&mut self) {
-        // Removed while still locked, so that nobody else can hold the same file.
-        let _ = std::fs::remove_file(&self.path);
-    }
-}
-
-/// See [`Layout::lock_store`].
-pub(super) struct StoreLock {
-    _file: File,
-}
-
-/// A file that disappears unless it is persisted. Locked, so that [`Layout::open`] leaves it alone.
+/// A file that disappears unless it is persisted: also when this process is killed, where the file system has files
+/// without a name. Where not, it is locked, so that [`Layout::open`] leaves it alone as long as this process lives.
 pub(super) struct TemporaryFile {
-    path: PathBuf,
+    dir: PathBuf,
+    /// Its name, if it has one.
+    path: Option<PathBuf>,
     file: File,
-    persisted: bool,
 }
 
 impl TemporaryFile {
     pub(super) fn create(dir: &Path) -> std::io::Result<Self> {
-        static COUNTER: AtomicU64 = AtomicU64::new(0);
+        match Self::unnamed(dir) {
+            Ok(temporary) => Ok(temporary),
+            Err(_) => Self::named(dir),
+        }
+    }
+
+    fn unnamed(dir: &Path) -> std::io::Result<Self> {
+        // The way to a name leads through /proc.
+        std::fs::metadata("/proc/self/fd")?;
+        let flags = OFlags::TMPFILE.bits().cast_signed();
+        let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(dir)?;
+        let temporary = TemporaryFile { dir: dir.to_owned(), path: None, file };
+        // For the moment in which it has a name and isn't where it belongs.
+        try_lock(&temporary.file, FlockOperation::NonBlockingLockExclusive)?;
+        Ok(temporary)
+    }
+
+    fn named(dir: &Path) -> std::io::Result<Self> {
         loop {
-            let number = COUNTER.fetch_add(1, Ordering::Relaxed);
-            let path = dir.join(format!("{}-{number}-{:x}", std::process::id(), nanoseconds()));
+            let path = unique_path(dir);
             let file = match OpenOptions::new().read(true).write(true).create_new(true).open(&path) {
                 Ok(file) => file,
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => continue,
                 Err(error) => return Err(error),
             };
-            let temporary = TemporaryFile { path, file, persisted: false };
+            let temporary = TemporaryFile { dir: dir.to_owned(), path: Some(path), file };
             // Somebody who opens the store may have removed the file before it was locked.
             if try_lock(&temporary.file, FlockOperation::NonBlockingLockExclusive)?
                 && temporary.file.metadata()?.nlink() > 0
@@ -170,21 +143,41 @@ impl TemporaryFile {
 
     /// Gives the (synced) file its name, replacing what had it.
     pub(super) fn persist(mut self, path: &Path) -> std::io::Result<()> {
-        std::fs::rename(&self.path, path)?;
-        self.persisted = true;
+        std::fs::rename(self.link()?, path)?;
+        self.path = None;
         if let Some(parent) = path.parent() {
             File::open(parent)?.sync_all()?;
         }
         Ok(())
     }
+
+    /// The file's name, given now if it has none: a link can't replace a file, a rename can.
+    fn link(&mut self) -> std::io::Result<&Path> {
+        let descriptor = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        while self.path.is_none() {
+            let path = unique_path(&self.dir);
+            match rustix::fs::linkat(CWD, &descriptor, CWD, &path, AtFlags::SYMLINK_FOLLOW) {
+                Ok(()) => self.path = Some(path),
+                Err(rustix::io::Errno::EXIST) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(self.path.as_deref().unwrap_or(&self.dir))
+    }
 }
 
 impl Drop for TemporaryFile {
     fn drop(&mut self) {
-        if !self.persisted {
-            let _ = std::fs::remove_file(&self.path);
+        if let Some(path) = &self.path {
+            let _ = std::fs::remove_file(path);
         }
     }
+}
+
+fn unique_path(dir: &Path) -> PathBuf {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+    dir.join(format!("{}-{number}-{:x}", std::process::id(), nanoseconds()))
 }
 
 /// Writes a file so that it is either complete or not there.
@@ -219,7 +212,7 @@ pub(super) fn ignore_missing(result: std::io::Result<()>) -> std::io::Result<()>
     }
 }
 
-fn try_lock(file: &File, operation: FlockOperation) -> std::io::Result<bool> {
+pub(super) fn try_lock(file: &File, operation: FlockOperation) -> std::io::Result<bool> {
     match retry_interrupted(|| rustix::fs::flock(file, operation)) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(false),
@@ -253,8 +246,35 @@ mod tests {
         assert_eq!(std::fs::metadata(&root).unwrap().permissions().mode() & 0o777, 0o700);
         let left = [layout.temporary_dir().join("x"), layout.locks_dir().join("y")];
         left.iter().for_each(|path| std::fs::write(path, "").unwrap());
-        let held = TemporaryFile::create(&layout.temporary_dir()).unwrap();
+        let held = TemporaryFile::named(&layout.temporary_dir()).unwrap();
         Layout::open(&root).unwrap();
-        assert!(left.iter().all(|path| !path.exists()) && held.path.exists());
+        assert!(left.iter().all(|path| !path.exists()) && held.path.as_ref().unwrap().exists());
+    }
+
+    #[test]
+    fn a_temporary_file_gets_its_name_when_it_is_complete_and_replaces_what_had_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (temporary_dir, path) = (dir.path().join("tmp"), dir.path().join("file"));
+        std::fs::create_dir(&temporary_dir).unwrap();
+        let names = || std::fs::read_dir(&temporary_dir).unwrap().count();
+        type Create = fn(&Path) -> std::io::Result<TemporaryFile>;
+        for (create, expected) in [(TemporaryFile::unnamed as Create, 0), (TemporaryFile::named, 1)] {
+            for text in ["old", "new"] {
+                let temporary = match create(&temporary_dir) {
+                    Err(error) if error.kind() == std::io::ErrorKind::Unsupported => {
+                        // Not by `eprintln`, which the test harness hides.
+                        let _ = writeln!(std::io::stderr(), "SKIPPED: no unnamed files in {}", dir.path().display());
+                        continue;
+                    }
+                    created => created.unwrap(),
+                };
+                assert_eq!(names(), expected);
+                temporary.file().unwrap().write_all(text.as_bytes()).unwrap();
+                temporary.persist(&path).unwrap();
+                assert_eq!((std::fs::read_to_string(&path).unwrap().as_str(), names()), (text, 0));
+            }
+            drop(create(&temporary_dir));
+            assert_eq!(names(), 0);
+        }
     }
 }

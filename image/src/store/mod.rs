@@ -7,11 +7,13 @@
 //! ROOT/tmp, ROOT/locks       builds under way
 //! ```
 //!
-//! Compressed layers are never stored: they stream from their source into the EROFS file, which replaces them. A
-//! second image that shares layers with a first fetches them again; in exchange nothing is stored twice.
+//! Compressed layers are never stored: they stream from their source into the EROFS file, which replaces them (those
+//! that are fetched while an earlier one is unpacked wait in unnamed files). A second image that shares layers with a
+//! first fetches them again; in exchange nothing is stored twice.
 
 mod build;
 mod files;
+mod locks;
 mod records;
 #[cfg(test)]
 #[path = "store_test.rs"]
@@ -20,11 +22,13 @@ mod store_test;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use oci_spec::image::ImageConfiguration;
 
 pub use records::{ImageRecord, Removed};
 
+use crate::cancel::Cancel;
 use crate::digest::Digest;
 use crate::layer::LayerError;
 use crate::limits::Limits;
@@ -35,6 +39,10 @@ use crate::registry::{Client, ClientOptions, NetworkOptions, RegistryError};
 use crate::source::{Archive, Files, Resolved, SourceError, docker, layout};
 use crate::tree::walk::WalkError;
 use files::Layout;
+use locks::StoreLock;
+
+/// How long a command that only takes a moment waits for somebody else's moment.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Result of the store's operations.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -62,6 +70,14 @@ pub enum Error {
     /// The name is the start of several images' digests.
     #[error("{0} means several images")]
     Ambiguous(String),
+    /// Another process holds the store for itself, and doesn't let go.
+    #[error("The image store at {path} is locked by {holder}")]
+    Locked {
+        /// Root of the store.
+        path: PathBuf,
+        /// Which process, if it is known.
+        holder: String,
+    },
     /// A container uses the image.
     #[error("Image {0} is in use")]
     InUse(String),
@@ -211,7 +227,7 @@ impl Store {
     ) -> Result<Image> {
         let name = reference.to_string();
         if options.pull != PullPolicy::Always {
-            let lock = self.lock(false)?;
+            let lock = self.lock_patiently(false, progress).await?;
             if let Some(record) = self.record(&name)?
                 && record.is_for(platform)
                 && let Some(image) = self.image(&record)?
@@ -243,16 +259,19 @@ impl Store {
         let (reference, platform, limits) = (reference.clone(), platform.clone(), options.limits.clone());
         let spool_dir = self.layout.temporary_dir();
         let name = reference.to_string();
+        let cancel = Cancel::default();
+        let _guard = cancel.on_drop();
+        let work_cancel = cancel.clone();
         let work = move || match &reference {
             ImageReference::OciLayout { dir, tag } => {
                 layout::resolve(&Files::Directory(dir.clone()), tag.as_deref(), &platform, &limits)
             }
             ImageReference::OciArchive { file, tag } => {
-                let archive = Archive::open_path(file, &spool_dir, &limits)?;
+                let archive = Archive::open_path(file, &spool_dir, &limits, &work_cancel)?;
                 layout::resolve(&Files::Archive(archive), tag.as_deref(), &platform, &limits)
             }
             ImageReference::DockerArchive { file, tag } => {
-                let archive = Archive::open_path(file, &spool_dir, &limits)?;
+                let archive = Archive::open_path(file, &spool_dir, &limits, &work_cancel)?;
                 docker::resolve(&Files::Archive(archive), tag.as_deref(), &platform, &limits)
             }
             ImageReference::Registry(_) | ImageReference::RootfsDir(_) => {
@@ -304,8 +323,15 @@ impl Store {
         Ok(parse_config(&bytes, &platform, &Limits::default()).ok().map(|config| config.configuration))
     }
 
-    fn lock(&self, exclusive: bool) -> Result<files::StoreLock> {
-        self.layout.lock_store(exclusive).map_err(|source| self.failed(source))
+    fn lock(&self, exclusive: bool) -> Result<StoreLock> {
+        let locked = self.layout.lock_store_soon(exclusive, LOCK_PATIENCE).map_err(|source| self.failed(source))?;
+        locked.map_err(|holder| Error::Locked { path: self.layout.root().to_owned(), holder: holder.to_string() })
+    }
+
+    /// Waits as long as it takes, and says so.
+    async fn lock_patiently(&self, exclusive: bool, progress: &dyn Progress) -> Result<StoreLock> {
+        let waiting = |holder| progress.waiting(&format!("Waiting for {holder}, which uses the image store"));
+        self.layout.lock_store(exclusive, waiting).await.map_err(|source| self.failed(source))
     }
 
     fn failed(&self, source: std::io::Error) -> Error {

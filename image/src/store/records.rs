@@ -9,6 +9,7 @@ use super::files::{self, ignore_missing};
 use super::{Error, Result, Store};
 use crate::digest::Digest;
 use crate::manifest::Platform;
+use crate::progress::Progress;
 use crate::reference::ImageReference;
 use crate::source::Resolved;
 
@@ -116,8 +117,10 @@ impl Store {
         self.collect_locked(None)
     }
 
-    pub(super) fn collect(&self) -> Result<Removed> {
-        self.prune()
+    /// The same for a caller that can wait.
+    pub(super) async fn collect(&self, progress: &dyn Progress) -> Result<Removed> {
+        let _lock = self.lock_patiently(true, progress).await?;
+        self.collect_locked(None)
     }
 
     /// Removes unnamed files; one that is in use only if its key is `forced`.

@@ -3,6 +3,8 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
+use crate::cancel::Cancel;
+use crate::erofs::data::DataArea;
 use crate::testing::{TarBytes, chain, flatten, flatten_with, fsck, read_back, refusal};
 
 /// Paths of an image, without the root.
@@ -43,7 +45,7 @@ fn visited(layers: &[Vec<u8>]) -> u64 {
     let dir = tempfile::tempdir().unwrap();
     let mut tree = Tree::new(&Limits::default());
     let file = tempfile::tempfile().unwrap();
-    let mut area = crate::erofs::data::DataArea::new(file, dir.path(), &Limits::default());
+    let mut area = DataArea::new(file, dir.path(), &Limits::default(), &Cancel::default());
     for (number, layer) in (1..).zip(layers) {
         tree.visited = 0;
         apply::apply_layer(&mut tree, &mut area, layer.as_slice(), number).unwrap();
@@ -296,7 +298,7 @@ proptest! {
     ) {
         let mut tree = Tree::new(&Limits::default());
         let dir = tempfile::tempdir().unwrap();
-        let mut area = crate::erofs::data::DataArea::new(tempfile::tempfile().unwrap(), dir.path(), &Limits::default());
+        let mut area = DataArea::new(tempfile::tempfile().unwrap(), dir.path(), &Limits::default(), &Cancel::default());
         for (number, entries) in (1..).zip(layers) {
             for (kind, path, target) in entries {
                 // Each entry is an archive of its own, so that a refused one doesn't hide the others.
@@ -318,4 +320,62 @@ proptest! {
         std::io::Read::read_to_end(&mut file, &mut bytes).unwrap();
         read_back(&bytes);
     }
+}
+
+/// A tar stream of one endless file, given up after some bytes; counts what is read.
+struct GivenUp<'a> {
+    head: std::io::Cursor<Vec<u8>>,
+    read_bytes: &'a std::cell::Cell<u64>,
+    cancel: Cancel,
+}
+
+const CANCEL_AFTER_BYTES: u64 = 4 << 20;
+
+impl std::io::Read for GivenUp<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let mut read = self.head.read(buffer)?;
+        if read == 0 {
+            buffer.fill(1);
+            read = buffer.len();
+        }
+        self.read_bytes.set(self.read_bytes.get() + read as u64);
+        if self.read_bytes.get() > CANCEL_AFTER_BYTES {
+            self.cancel.cancel();
+        }
+        Ok(read)
+    }
+}
+
+#[test]
+fn a_huge_file_of_a_layer_is_given_up_in_its_middle() {
+    let (read_bytes, cancel) = (std::cell::Cell::new(0), Cancel::default());
+    let mut header = TarBytes::header("huge", tar::EntryType::Regular, 64 << 20);
+    header.set_cksum();
+    let head = std::io::Cursor::new(header.as_bytes().to_vec());
+    let archive = GivenUp { head, read_bytes: &read_bytes, cancel: cancel.clone() };
+    let dir = tempfile::tempdir().unwrap();
+    let mut area = DataArea::new(tempfile::tempfile().unwrap(), dir.path(), &Limits::default(), &cancel);
+    let mut tree = Tree::new(&Limits::default());
+    let error = apply::apply_layer(&mut tree, &mut area, archive, 1).unwrap_err();
+    assert_eq!(chain(&error), "Entry \"huge\" cannot be unpacked: The image was given up");
+    assert!(read_bytes.get() < CANCEL_AFTER_BYTES + (1 << 20), "{}", read_bytes.get());
+}
+
+#[test]
+fn a_huge_file_of_a_directory_is_given_up_in_its_middle() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, spool) = (dir.path().join("source"), dir.path().join("spool"));
+    std::fs::create_dir(&source).unwrap();
+    std::fs::create_dir(&spool).unwrap();
+    // Days of work, but no space on disk.
+    std::fs::File::create(source.join("huge")).unwrap().set_len(7 << 40).unwrap();
+    let (limits, cancel) = (Limits { max_data_bytes: u64::MAX, ..Limits::default() }, Cancel::default());
+    let mut area = DataArea::new(tempfile::tempfile().unwrap(), &spool, &limits, &cancel);
+    let error = std::thread::scope(|scope| {
+        let work = scope.spawn(|| walk::read_directory(&source, &mut area, &limits).map(drop));
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        drop(cancel.on_drop());
+        work.join().unwrap().unwrap_err()
+    });
+    assert!(chain(&error).ends_with("huge: The image was given up"), "{}", chain(&error));
 }
