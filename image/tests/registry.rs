@@ -13,7 +13,7 @@ mod fixture;
 mod server;
 
 use std::io::Write;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -203,23 +203,25 @@ fn layers(count: usize, bytes: usize) -> TestImage {
     image(&(0..count).map(layer).collect::<Vec<_>>(), &Platform::host().architecture)
 }
 
-/// Lets requests wait for one another.
+/// Lets requests wait for one another: how many are inside, and how many were at most.
 #[derive(Default)]
 struct Gate {
     state: Mutex<(usize, usize)>,
     changed: Condvar,
+    given_up: AtomicBool,
 }
 
 impl Gate {
-    /// Waits until so many are inside at once, or others have given up waiting.
+    /// Waits until so many were inside at once; not for ever.
     fn enter(&self, wanted: usize) {
         let mut state = self.state.lock().unwrap();
         state.0 += 1;
         state.1 = state.1.max(state.0);
         self.changed.notify_all();
-        let missing = |state: &mut (usize, usize)| state.1 < wanted;
-        let waited = self.changed.wait_timeout_while(state, Duration::from_secs(10), missing).unwrap();
-        drop(waited);
+        let missing = |state: &mut (usize, usize)| state.1 < wanted && !self.given_up.load(Ordering::SeqCst);
+        let (state, waited) = self.changed.wait_timeout_while(state, Duration::from_secs(10), missing).unwrap();
+        drop(state);
+        self.given_up.fetch_or(waited.timed_out(), Ordering::SeqCst);
     }
 
     fn leave(&self) {
@@ -247,7 +249,9 @@ fn three_layers_are_fetched_at_once() {
         }
         serve(&copy, request)
     });
-    let pulled = fixture.get(&server).unwrap();
+    let mut options = fixture.options();
+    options.network.read_timeout = Duration::from_secs(600);
+    let pulled = fixture.get_with(&format!("{}/repo/app:tag", server.address), &options).unwrap();
     assert_eq!(gate.most(), 3);
     for number in 0..7 {
         assert_eq!(read_file(&pulled, &format!("/file{number}")), noise(400_000 + number));
