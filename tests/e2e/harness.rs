@@ -199,10 +199,15 @@ pub fn binary(name: &str) -> PathBuf {
 }
 
 /// Polls until `condition` holds. Only for things that these tests can't wait for in another way.
-pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+pub fn wait_for(what: &str, condition: impl FnMut() -> bool) {
+    wait_within(PATIENCE, what, condition);
+}
+
+/// [`wait_for`] with another limit, for what is known to take long under emulation.
+pub fn wait_within(patience: Duration, what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
-        assert!(start.elapsed() < PATIENCE, "still waiting for {what}");
+        assert!(start.elapsed() < patience, "still waiting for {what}");
         std::thread::sleep(Duration::from_millis(50));
     }
 }

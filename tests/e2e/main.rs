@@ -1,7 +1,7 @@
-//! End-to-end tests: each one starts `hull` as a user would and looks at what the user sees.
+//! End-to-end tests: each one starts `hull`, or `hull-vmm` alone, as a user would and looks at what the user sees.
 //!
 //! They need a KVM that runs guests, so that `make test` starts them in the testbed where the local one can't.
-//! Environment: `HULL_PREFIX` (a prefix tree with `bin/hull`) and `HULL_TEST_IMAGES` (OCI layouts by name).
+//! Environment: `HULL_PREFIX` (a prefix tree with `bin/hull` and `bin/hull-vmm`) and `HULL_TEST_IMAGES` (OCI layouts by name).
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -12,6 +12,7 @@
 )]
 
 mod harness;
+mod vmm_harness;
 
 mod bad_input;
 mod images;
@@ -19,6 +20,7 @@ mod isolation;
 mod lifecycle;
 mod limits;
 mod machine;
+mod monitor;
 mod process;
 mod registry;
 mod stdio;
