@@ -245,6 +245,7 @@ fn vm_config(config: &SandboxConfig, dir: &Path, boot_token: Token) -> VmConfig 
         drives: config.drives.clone(),
         vsock: Some(Vsock { guest_cid: GUEST_CID, uds_path: dir.join(VSOCK_NAME) }),
         entropy: Some(Entropy {}),
+        balloon: None,
         console: Some(Console { log_path: None, to_stderr: tracing::enabled!(tracing::Level::DEBUG) }),
         control_socket: Some(dir.join(CONTROL_NAME)),
     }

@@ -163,6 +163,9 @@ fn plug_devices(
     if config.entropy.is_some() {
         devices.plug_entropy()?;
     }
+    if let Some(balloon) = &config.balloon {
+        devices.plug_balloon(balloon)?;
+    }
     Ok(devices)
 }
 

@@ -9,12 +9,16 @@ use thiserror::Error;
 use crate::config;
 use crate::console::ConsoleLog;
 use crate::pci::{PciRoot, PciSlot, PlugError};
+use crate::virtio::balloon::{self, Balloon, BalloonConfig};
 use crate::virtio::blk::{Block, BlockConfig, BlockError};
 use crate::virtio::console::Console;
 use crate::virtio::counters::Counters;
 use crate::virtio::device::VirtioDevice;
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::{Vsock, VsockError};
+
+/// Name of the only balloon.
+const BALLOON_ID: &str = "balloon";
 
 /// A device can't be made, found or plugged.
 #[derive(Debug, Error)]
@@ -28,6 +32,12 @@ pub enum DeviceError {
     /// Socket device.
     #[error(transparent)]
     Vsock(#[from] VsockError),
+    /// Balloon.
+    #[error("Can't make the balloon")]
+    Balloon(#[source] std::io::Error),
+    /// The balloon can't be so large.
+    #[error("The balloon can have at most the VM's {0} MiB")]
+    BalloonTooLarge(u32),
     /// Another one has the name.
     #[error("There is a {0} device {1} already")]
     Exists(Kind, String),
@@ -48,6 +58,8 @@ pub enum Kind {
     Vsock,
     /// virtio entropy.
     Entropy,
+    /// virtio balloon.
+    Balloon,
 }
 
 impl fmt::Display for Kind {
@@ -57,6 +69,7 @@ impl fmt::Display for Kind {
             Self::Drive => "drive",
             Self::Vsock => "vsock",
             Self::Entropy => "entropy",
+            Self::Balloon => "balloon",
         })
     }
 }
@@ -77,12 +90,13 @@ pub struct Plugged {
 pub struct Devices {
     root: Arc<PciRoot>,
     plugged: Vec<Plugged>,
+    balloon: Option<Arc<balloon::Control>>,
 }
 
 impl Devices {
     /// An empty bus.
     pub fn new(root: Arc<PciRoot>) -> Self {
-        Self { root, plugged: Vec::new() }
+        Self { root, plugged: Vec::new(), balloon: None }
     }
 
     /// The bus.
@@ -120,12 +134,51 @@ impl Devices {
         self.plug(Kind::Entropy, "entropy", Box::new(Rng::new()))
     }
 
+    /// Plugs the balloon.
+    pub fn plug_balloon(&mut self, config: &config::Balloon) -> Result<PciSlot, DeviceError> {
+        let balloon = Balloon::new(BalloonConfig {
+            amount_mib: config.amount_mib,
+            deflate_on_oom: config.deflate_on_oom,
+            stats_polling_interval_s: config.stats_polling_interval_s,
+            free_page_reporting: config.free_page_reporting,
+        })
+        .map_err(DeviceError::Balloon)?;
+        let control = Arc::clone(balloon.control());
+        let slot = self.plug(Kind::Balloon, BALLOON_ID, Box::new(balloon))?;
+        self.balloon = Some(control);
+        Ok(slot)
+    }
+
+    /// The balloon's state.
+    pub fn balloon(&self) -> Result<&Arc<balloon::Control>, DeviceError> {
+        self.balloon.as_ref().ok_or_else(|| DeviceError::Unknown(Kind::Balloon, BALLOON_ID.to_owned()))
+    }
+
+    /// Asks the guest to give back `amount_mib` of its `mem_size_mib`.
+    pub fn set_balloon(&self, amount_mib: u32, mem_size_mib: u32) -> Result<(), DeviceError> {
+        if amount_mib > mem_size_mib {
+            return Err(DeviceError::BalloonTooLarge(mem_size_mib));
+        }
+        self.balloon()?.set_target_mib(amount_mib);
+        self.config_changed(Kind::Balloon, BALLOON_ID);
+        Ok(())
+    }
+
+    fn config_changed(&self, kind: Kind, id: &str) {
+        if let Some(device) = self.plugged.iter().find(|device| device.kind == kind && device.id == id) {
+            self.root.config_changed(device.slot);
+        }
+    }
+
     /// Takes a device out of the bus. The guest should have let go of it before.
     pub fn unplug(&mut self, kind: Kind, id: &str) -> Result<(), DeviceError> {
         let at = self.plugged.iter().position(|device| device.kind == kind && device.id == id);
         let at = at.ok_or_else(|| DeviceError::Unknown(kind, id.to_owned()))?;
         let device = self.plugged.remove(at);
         self.root.unplug(device.slot);
+        if kind == Kind::Balloon {
+            self.balloon = None;
+        }
         Ok(())
     }
 

@@ -9,6 +9,7 @@ pub mod console;
 pub mod control;
 pub mod device;
 pub mod devices;
+pub mod discard;
 pub mod ending;
 pub mod event_loop;
 pub mod events;

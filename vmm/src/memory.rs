@@ -21,6 +21,9 @@ pub type GuestRam = GuestMemoryAtomic<GuestMemoryMmap>;
 /// Size of a huge page, and the alignment of every mapping here.
 pub const HUGE_PAGE_BYTES: usize = 2 << 20;
 
+/// Flags of the mappings of guest memory.
+const ANONYMOUS: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+
 /// Guest memory can't be had.
 #[derive(Debug, Error)]
 pub enum MemoryError {
@@ -153,6 +156,8 @@ impl ConfigSpaceMemory for ConfigPages {
 struct Mapping {
     start: *mut u8,
     size: usize,
+    /// Flags of mmap.
+    flags: i32,
 }
 
 // SAFETY: the pointer is an address range that this value owns; it has no ties to a thread.
@@ -175,7 +180,7 @@ impl Mapping {
         }
         let start = map_anonymous(size, libc::MAP_HUGETLB | libc::MAP_HUGE_2MB)
             .map_err(|source| MemoryError::HugePages { pages: (size / HUGE_PAGE_BYTES) as u64, source })?;
-        Ok(Self { start, size })
+        Ok(Self { start, size, flags: ANONYMOUS | libc::MAP_HUGETLB })
     }
 
     /// Maps more than needed and gives back what is before and behind an aligned range: only whole aligned huge pages become
@@ -202,36 +207,22 @@ impl Mapping {
             libc::madvise(start.cast(), size, libc::MADV_DONTDUMP);
             start
         };
-        Ok(Self { start, size })
+        Ok(Self { start, size, flags: ANONYMOUS })
     }
 
     /// Hands the range to `vm-memory`.
     fn into_region(self) -> Result<MmapRegion, MemoryError> {
         // SAFETY: the range is mapped readable and writable with these flags, and is never unmapped.
-        let region = unsafe {
-            MmapRegion::build_raw(
-                self.start,
-                self.size,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-            )
-        };
+        let region =
+            unsafe { MmapRegion::build_raw(self.start, self.size, libc::PROT_READ | libc::PROT_WRITE, self.flags) };
         Ok(region?)
     }
 }
 
 fn map_anonymous(size: usize, flags: i32) -> io::Result<*mut u8> {
     // SAFETY: a new anonymous mapping at an address of the kernel's choice touches no existing memory.
-    let address = unsafe {
-        libc::mmap(
-            ptr::null_mut(),
-            size,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | flags,
-            -1,
-            0,
-        )
-    };
+    let address =
+        unsafe { libc::mmap(ptr::null_mut(), size, libc::PROT_READ | libc::PROT_WRITE, ANONYMOUS | flags, -1, 0) };
     if address == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }

@@ -29,7 +29,7 @@ fn what_is_written_can_be_read() {
     let text = with(
         r#""machine-config": {"vcpu_count": 2, "mem_size_mib": 64, "huge_pages": "2M"},
         "drives": [{"drive_id": "root", "path_on_host": "/r", "is_read_only": true}],
-        "vsock": {"guest_cid": 3, "uds_path": "/v"}, "entropy": {}, "console": {"log_path": "/l", "to_stderr": true},
+        "vsock": {"guest_cid": 3, "uds_path": "/v"}, "entropy": {}, "balloon": {"amount_mib": 1, "deflate_on_oom": true}, "console": {"log_path": "/l", "to_stderr": true},
         "control_socket": "/c""#,
     );
     let config = VmConfig::from_json(text.as_bytes()).unwrap();
@@ -52,6 +52,8 @@ fn errors_name_the_field() {
         ),
         (r#""machine-config": {"huge_pages": "1G"}"#, "machine-config.huge_pages", "unknown variant"),
         (r#""machine-config": {"smt": true}"#, "machine-config.smt", "unknown field"),
+        (r#""balloon": {"amount_mib": 129}"#, "balloon.amount_mib", "at most the VM's 128 MiB"),
+        (r#""balloon": {"amount_mb": 1}"#, "balloon.amount_mb", "unknown field"),
         (r#""nonsense": 1"#, "nonsense", "unknown field"),
         (r#""vsock": {"guest_cid": 2, "uds_path": "/v"}"#, "vsock.guest_cid", "at least 3"),
         (r#""vsock": {"guest_cid": 3, "uds_path": ""}"#, "vsock.uds_path", "empty"),

@@ -3,6 +3,7 @@
 //! The names follow Firecracker's configuration file where both have the thing, so that what people know carries over.
 //! Parsing refuses unknown fields and names the field of every error; [`VmConfig::validate`] checks what types can't.
 
+mod balloon;
 mod boot;
 mod console;
 mod drive;
@@ -21,6 +22,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use self::balloon::Balloon;
 pub use self::boot::{BootSource, MAX_BOOT_ARGS_BYTES};
 pub use self::console::Console;
 pub use self::drive::{Drive, MAX_DRIVE_ID_BYTES, MAX_DRIVES};
@@ -55,6 +57,9 @@ pub struct VmConfig {
     /// Random number device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entropy: Option<Entropy>,
+    /// Memory balloon.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balloon: Option<Balloon>,
     /// virtio console, where the guest's kernel and init write their log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub console: Option<Console>,
@@ -141,6 +146,7 @@ impl VmConfig {
         self.boot_source.validate()?;
         self.machine_config.validate()?;
         drive::validate_all(&self.drives)?;
+        self.balloon.as_ref().map_or(Ok(()), |balloon| balloon.validate(self.machine_config.mem_size_mib))?;
         self.vsock.as_ref().map_or(Ok(()), Vsock::validate)?;
         self.console.as_ref().map_or(Ok(()), Console::validate)?;
         if let Some(path) = &self.control_socket {

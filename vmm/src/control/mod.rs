@@ -1,6 +1,7 @@
 //! The control socket: HTTP/1.1 with JSON over a Unix socket, served by the main thread without ever waiting for a client.
 
 mod http;
+mod memory;
 mod routes;
 mod server;
 

@@ -9,6 +9,8 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use super::http::{Request, Response};
+use super::memory;
+
 use crate::events::EventStream;
 use crate::report::ExitCause;
 use crate::vm::{StateError, Vm};
@@ -36,13 +38,17 @@ const ROUTES: &[Route] = &[
     Route { method: "GET", path: "/vm", handler: vm_info },
     Route { method: "PATCH", path: "/vm", handler: patch_vm },
     Route { method: "PUT", path: "/actions", handler: put_actions },
+    Route { method: "GET", path: "/balloon", handler: memory::balloon },
+    Route { method: "PATCH", path: "/balloon", handler: memory::patch_balloon },
+    Route { method: "GET", path: "/balloon/statistics", handler: memory::balloon_statistics },
+    Route { method: "PATCH", path: "/balloon/statistics", handler: memory::patch_balloon_statistics },
     Route { method: "GET", path: "/stats", handler: stats },
 ];
 
 /// An error of a handler.
-struct Fault {
-    status: u16,
-    message: String,
+pub(super) struct Fault {
+    pub(super) status: u16,
+    pub(super) message: String,
 }
 
 impl From<StateError> for Fault {
@@ -72,7 +78,7 @@ fn printable(text: &str) -> String {
 }
 
 /// Parses a body; the message of an error names the field.
-fn body<T: DeserializeOwned>(text: &[u8]) -> Result<T, Fault> {
+pub(super) fn body<T: DeserializeOwned>(text: &[u8]) -> Result<T, Fault> {
     let mut json = serde_json::Deserializer::from_slice(text);
     let value = serde_path_to_error::deserialize(&mut json)
         .map_err(|error| Fault { status: 400, message: format!("Field {}: {}", error.path(), error.inner()) })?;

@@ -6,9 +6,10 @@ use std::fs::File;
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use vm_memory::ByteValued;
+use vm_memory::{ByteValued, GuestMemoryMmap};
 
 use super::sys::{self, GuestSlice};
+use crate::discard::discard_slice;
 
 /// A cursor over guest memory.
 #[derive(Default)]
@@ -173,6 +174,14 @@ impl<'m> Writer<'m> {
     /// Adds what was written through a part that [`Writer::split_tail`] took off.
     pub fn count_tail(&mut self, tail: &Writer<'_>) {
         self.written = self.written.saturating_add(tail.written);
+    }
+
+    /// Gives the whole pages of the space left back to the host, as far as they can be, and returns how many bytes that were. Nothing
+    /// counts as written.
+    pub fn discard(&mut self, memory: &GuestMemoryMmap) -> u64 {
+        let given = self.cursor.left().iter().map(|slice| discard_slice(memory, slice)).sum();
+        self.cursor.advance(self.cursor.remaining);
+        given
     }
 
     /// Reads what one call gets from a file at `offset`.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
+use super::balloon::{Balloon, BalloonConfig};
 use super::blk::{Block, BlockConfig};
 use super::console::{Console, ConsoleSink};
 use super::device::VirtioDevice;
@@ -24,6 +25,12 @@ fn device(kind: usize, directory: &Path) -> Box<dyn VirtioDevice> {
     match kind {
         0 => Box::new(Rng::new()),
         1 => Box::new(Console::new(Box::new(Nowhere))),
+        4 => {
+            let (amount_mib, stats_polling_interval_s) = (1, 1);
+            let config =
+                BalloonConfig { amount_mib, deflate_on_oom: true, stats_polling_interval_s, free_page_reporting: true };
+            Box::new(Balloon::new(config).unwrap())
+        }
         2 => Box::new(Vsock::new(3, &directory.join("v")).unwrap()),
         _ => {
             let path = directory.join("disk");
@@ -66,7 +73,7 @@ fn bytes() -> impl Strategy<Value = Vec<u8>> {
 }
 
 fn act() -> impl Strategy<Value = Act> {
-    let queue = 0..3usize;
+    let queue = 0..4usize;
     let small = 0..70u16;
     prop_oneof![
         2 => (0..300usize, bytes()).prop_map(|(at, data)| Act::Config(at, data)),
@@ -123,7 +130,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: std::env::var("HULL_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(200), max_shrink_iters: 200, ..ProptestConfig::default() })]
 
     #[test]
-    fn nothing_that_a_driver_does_hurts(kind in 0..4usize, acts in prop::collection::vec(act(), 1..60)) {
+    fn nothing_that_a_driver_does_hurts(kind in 0..5usize, acts in prop::collection::vec(act(), 1..60)) {
         let directory = TempDir::new().unwrap();
         let machine = Machine::new();
         let mut driver = machine.plug(device(kind, directory.path()));

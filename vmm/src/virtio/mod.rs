@@ -1,5 +1,6 @@
 //! virtio devices over one transport (virtio 1.2).
 
+pub mod balloon;
 pub mod blk;
 pub mod buffers;
 pub mod console;

@@ -67,6 +67,8 @@ pub mod device_type {
     pub const CONSOLE: u16 = 3;
     /// Entropy source.
     pub const ENTROPY: u16 = 4;
+    /// Memory balloon (traditional).
+    pub const BALLOON: u16 = 5;
     /// Socket device.
     pub const SOCKET: u16 = 19;
 }
