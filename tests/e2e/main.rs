@@ -20,6 +20,7 @@ mod isolation;
 mod lifecycle;
 mod limits;
 mod machine;
+mod memory;
 mod monitor;
 mod process;
 mod registry;
