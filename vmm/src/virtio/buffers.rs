@@ -111,6 +111,11 @@ impl<'m> Reader<'m> {
         (self.read(object.as_mut_slice()) == size_of::<T>()).then_some(object)
     }
 
+    /// What is left, for a gate of its own such as that of the network device.
+    pub(super) fn slices(&self) -> &[GuestSlice<'m>] {
+        self.0.left()
+    }
+
     /// Drops all behind the first `bytes`.
     pub fn truncate(&mut self, bytes: usize) {
         if let Some(excess) = self.0.remaining.checked_sub(bytes) {
@@ -164,6 +169,13 @@ impl<'m> Writer<'m> {
         });
         self.count(bytes);
         bytes
+    }
+
+    /// What is left, for a gate of its own such as that of the network device, which counts by itself.
+    pub(super) fn into_slices(self) -> Vec<GuestSlice<'m>> {
+        let Cursor { mut slices, next, .. } = self.cursor;
+        slices.drain(..next.min(slices.len()));
+        slices
     }
 
     /// Takes the last `bytes` off as a writer of its own: for a status behind the data. `None` if there are fewer.

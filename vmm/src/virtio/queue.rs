@@ -69,15 +69,16 @@ pub struct VirtQueue {
     interrupt: Arc<dyn Interrupt>,
     counters: Arc<Counters>,
     broken: bool,
-    /// Chains were completed since the driver was last notified or didn't want to be.
-    unsignalled: bool,
+    /// Used index at the last decision about a notification: chains completed since then are unsignalled.
+    decided: u16,
 }
 
 impl VirtQueue {
     /// Takes over a queue.
     pub fn new(active: ActiveQueue, interrupt: Arc<dyn Interrupt>, counters: Arc<Counters>) -> Self {
         let ActiveQueue { index, queue, doorbell } = active;
-        Self { index, queue, doorbell, interrupt, counters, broken: false, unsignalled: false }
+        let decided = queue.next_used();
+        Self { index, queue, doorbell, interrupt, counters, broken: false, decided }
     }
 
     /// Index of the queue in its device.
@@ -157,19 +158,50 @@ impl VirtQueue {
     pub fn unpop(&mut self, head: Head) {
         let Head(_) = head;
         self.queue.go_to_previous_position();
+        self.counters.requests.take_back(1);
     }
 
     /// Gives a chain back to the driver, `written` bytes of it filled.
     pub fn complete(&mut self, memory: &GuestMemoryMmap, head: Head, written: u32) {
-        self.unsignalled = true;
-        if !self.broken && self.queue.add_used(memory, head.0, written).is_err() {
+        self.complete_all(memory, [(head, written)]);
+    }
+
+    /// Gives chains back together: the driver sees all of them or none. A packet in several buffers needs that, for drivers
+    /// take its first buffer as the sign that all are there (section 5.1.6.4).
+    pub fn complete_all(&mut self, memory: &GuestMemoryMmap, chains: impl IntoIterator<Item = (Head, u32)>) {
+        if !self.broken && self.add_used(memory, chains).is_err() {
             self.fail(&RingError::RingMemory);
         }
     }
 
+    fn add_used(
+        &mut self,
+        memory: &GuestMemoryMmap,
+        chains: impl IntoIterator<Item = (Head, u32)>,
+    ) -> Result<(), RingError> {
+        let size = self.queue.size();
+        let mut next = self.queue.next_used();
+        for (Head(head), written) in chains {
+            let at = ring::used_element(next.checked_rem(size).unwrap_or(0));
+            let address = self.queue.used_ring().checked_add(at).ok_or(RingError::RingMemory)?;
+            // Identifier, then length (section 2.7.8).
+            let element = u64::from(head) | u64::from(written) << 32;
+            memory.write_obj(element.to_le(), GuestAddress(address)).map_err(|_| RingError::RingMemory)?;
+            next = next.wrapping_add(1);
+        }
+        self.queue.set_next_used(next);
+        let address = self.queue.used_ring().checked_add(ring::USED_INDEX).ok_or(RingError::RingMemory)?;
+        memory.store(next.to_le(), GuestAddress(address), Ordering::Release).map_err(|_| RingError::RingMemory)
+    }
+
+    /// Number of entries of the ring.
+    pub fn size(&self) -> u16 {
+        self.queue.size()
+    }
+
     /// Notifies the driver of chains completed since the last call, if it wants to know (section 2.7.7).
     pub fn signal(&mut self, memory: &GuestMemoryMmap) {
-        if self.broken || !std::mem::take(&mut self.unsignalled) {
+        if self.broken || self.decided == self.queue.next_used() {
             return;
         }
         match self.wants_signal(memory) {
@@ -209,14 +241,21 @@ impl VirtQueue {
     }
 
     fn wants_signal(&mut self, memory: &GuestMemoryMmap) -> Result<bool, RingError> {
-        if self.queue.event_idx_enabled() {
-            return self.queue.needs_notification(memory).map_err(|_| RingError::RingMemory);
-        }
-        // Completed chains must be visible before the flag is read (section 2.7.7.2).
+        let used = self.queue.next_used();
+        let old = std::mem::replace(&mut self.decided, used);
+        // Completed chains must be visible before the driver's wish is read (section 2.7.7.2).
         std::sync::atomic::fence(Ordering::SeqCst);
-        let flags: u16 =
-            memory.load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed).map_err(|_| RingError::RingMemory)?;
-        Ok(u16::from_le(flags) & ring::AVAILABLE_F_NO_INTERRUPT == 0)
+        let load = |offset: u64| {
+            let address = self.queue.avail_ring().checked_add(offset).ok_or(RingError::RingMemory)?;
+            let value: u16 =
+                memory.load(GuestAddress(address), Ordering::Relaxed).map_err(|_| RingError::RingMemory)?;
+            Ok(u16::from_le(value))
+        };
+        if self.queue.event_idx_enabled() {
+            let event = load(ring::used_event(self.queue.size()))?;
+            return Ok(used.wrapping_sub(event).wrapping_sub(1) < used.wrapping_sub(old));
+        }
+        Ok(load(0)? & ring::AVAILABLE_F_NO_INTERRUPT == 0)
     }
 }
 

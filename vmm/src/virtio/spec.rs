@@ -43,6 +43,17 @@ pub mod ring {
     /// The driver wants no used buffer notifications: flag in the available ring (section 2.7.6).
     pub const AVAILABLE_F_NO_INTERRUPT: u16 = 1;
 
+    /// Offset of the used index in the used ring (section 2.7.8).
+    pub const USED_INDEX: u64 = 2;
+
+    /// Offset of an element in the used ring (section 2.7.8).
+    pub fn used_element(index: u16) -> u64 {
+        4 + 8 * u64::from(index)
+    }
+    /// Offset of `used_event` in the available ring (section 2.7.6).
+    pub fn used_event(size: u16) -> u64 {
+        4 + 2 * u64::from(size)
+    }
     /// Bytes of the descriptor table.
     pub fn descriptor_bytes(size: u16) -> usize {
         16 * usize::from(size)

@@ -46,6 +46,11 @@ impl Watch {
         self.0.ctl(ControlOperation::Add, fd.as_raw_fd(), EpollEvent::new(events, token))
     }
 
+    /// Waits for other `events` of a descriptor that was added.
+    pub fn change(&self, fd: &impl AsRawFd, events: EventSet, token: u64) -> io::Result<()> {
+        self.0.ctl(ControlOperation::Modify, fd.as_raw_fd(), EpollEvent::new(events, token))
+    }
+
     /// Stops waiting. Closing a file descriptor does that too, when it is the last one for its file.
     pub fn remove(&self, fd: RawFd) {
         let _ = self.0.ctl(ControlOperation::Delete, fd, EpollEvent::default());
