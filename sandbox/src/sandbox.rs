@@ -243,6 +243,7 @@ fn vm_config(config: &SandboxConfig, dir: &Path, boot_token: Token) -> VmConfig 
             ..MachineConfig::default()
         },
         drives: config.drives.clone(),
+        network_interfaces: Vec::new(),
         vsock: Some(Vsock { guest_cid: GUEST_CID, uds_path: dir.join(VSOCK_NAME) }),
         entropy: Some(Entropy {}),
         balloon: None,

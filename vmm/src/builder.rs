@@ -157,6 +157,9 @@ fn plug_devices(
     for drive in &config.drives {
         devices.plug_drive(drive)?;
     }
+    for interface in &config.network_interfaces {
+        devices.plug_interface(interface, config.machine_config.vcpu_count)?;
+    }
     if let Some(vsock) = &config.vsock {
         devices.plug_vsock(vsock)?;
     }

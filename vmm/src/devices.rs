@@ -14,6 +14,7 @@ use crate::virtio::blk::{Block, BlockConfig, BlockError};
 use crate::virtio::console::Console;
 use crate::virtio::counters::Counters;
 use crate::virtio::device::VirtioDevice;
+use crate::virtio::net::{Net, NetConfig, NetControl, NetError};
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::{Vsock, VsockError};
 
@@ -29,6 +30,9 @@ pub enum DeviceError {
     /// Block device.
     #[error(transparent)]
     Block(#[from] BlockError),
+    /// Network device.
+    #[error(transparent)]
+    Net(#[from] NetError),
     /// Socket device.
     #[error(transparent)]
     Vsock(#[from] VsockError),
@@ -54,6 +58,8 @@ pub enum Kind {
     Console,
     /// virtio block.
     Drive,
+    /// virtio network.
+    Network,
     /// virtio socket.
     Vsock,
     /// virtio entropy.
@@ -67,6 +73,7 @@ impl fmt::Display for Kind {
         f.write_str(match self {
             Self::Console => "console",
             Self::Drive => "drive",
+            Self::Network => "network",
             Self::Vsock => "vsock",
             Self::Entropy => "entropy",
             Self::Balloon => "balloon",
@@ -91,12 +98,13 @@ pub struct Devices {
     root: Arc<PciRoot>,
     plugged: Vec<Plugged>,
     balloon: Option<Arc<balloon::Control>>,
+    interfaces: Vec<(PciSlot, NetControl)>,
 }
 
 impl Devices {
     /// An empty bus.
     pub fn new(root: Arc<PciRoot>) -> Self {
-        Self { root, plugged: Vec::new(), balloon: None }
+        Self { root, plugged: Vec::new(), balloon: None, interfaces: Vec::new() }
     }
 
     /// The bus.
@@ -122,6 +130,42 @@ impl Devices {
             read_only: drive.is_read_only,
         })?;
         self.plug(Kind::Drive, &drive.drive_id, Box::new(block))
+    }
+
+    /// Plugs a network device with a queue pair for each of `vcpus` processors, as far as its backend has them.
+    pub fn plug_interface(&mut self, interface: &config::NetworkInterface, vcpus: u8) -> Result<PciSlot, DeviceError> {
+        self.refuse_twice(Kind::Network, &interface.iface_id)?;
+        let net = Net::new(&NetConfig::new(interface, vcpus))?;
+        let control = net.control();
+        let slot = self.plug(Kind::Network, &interface.iface_id, Box::new(net))?;
+        self.interfaces.push((slot, control));
+        Ok(slot)
+    }
+
+    /// Pulls the cable of a network interface out, or puts it in. A link whose other side is lost stays down.
+    pub fn set_link(&self, id: &str, up: bool) -> Result<(), DeviceError> {
+        let (slot, control) = self.interface(id)?;
+        if control.set_link(up) {
+            self.root.config_changed(*slot);
+        }
+        Ok(())
+    }
+
+    /// Changes the limits of a network interface that are given.
+    pub fn set_network_limits(
+        &self,
+        id: &str,
+        rx: Option<&config::RateLimiter>,
+        tx: Option<&config::RateLimiter>,
+    ) -> Result<(), DeviceError> {
+        self.interface(id)?.1.set_limits(rx, tx);
+        Ok(())
+    }
+
+    fn interface(&self, id: &str) -> Result<&(PciSlot, NetControl), DeviceError> {
+        let found = self.plugged.iter().find(|device| device.kind == Kind::Network && device.id == id);
+        let found = found.and_then(|device| self.interfaces.iter().find(|(slot, _)| *slot == device.slot));
+        found.ok_or_else(|| DeviceError::Unknown(Kind::Network, id.to_owned()))
     }
 
     /// Plugs the socket device.
@@ -175,6 +219,7 @@ impl Devices {
         let at = self.plugged.iter().position(|device| device.kind == kind && device.id == id);
         let at = at.ok_or_else(|| DeviceError::Unknown(kind, id.to_owned()))?;
         let device = self.plugged.remove(at);
+        self.interfaces.retain(|(slot, _)| *slot != device.slot);
         self.root.unplug(device.slot);
         if kind == Kind::Balloon {
             self.balloon = None;
@@ -183,12 +228,17 @@ impl Devices {
     }
 
     fn plug(&mut self, kind: Kind, id: &str, device: Box<dyn VirtioDevice>) -> Result<PciSlot, DeviceError> {
-        if self.plugged.iter().any(|other| other.kind == kind && other.id == id) {
-            return Err(DeviceError::Exists(kind, id.to_owned()));
-        }
+        self.refuse_twice(kind, id)?;
         let counters = Arc::clone(device.counters());
         let slot = self.root.plug(id, device)?;
         self.plugged.push(Plugged { kind, id: id.to_owned(), slot, counters });
         Ok(slot)
+    }
+
+    fn refuse_twice(&self, kind: Kind, id: &str) -> Result<(), DeviceError> {
+        if self.plugged.iter().any(|other| other.kind == kind && other.id == id) {
+            return Err(DeviceError::Exists(kind, id.to_owned()));
+        }
+        Ok(())
     }
 }

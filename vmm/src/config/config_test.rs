@@ -29,6 +29,8 @@ fn what_is_written_can_be_read() {
     let text = with(
         r#""machine-config": {"vcpu_count": 2, "mem_size_mib": 64, "huge_pages": "2M"},
         "drives": [{"drive_id": "root", "path_on_host": "/r", "is_read_only": true}],
+        "network-interfaces": [{"iface_id": "eth0", "host_dev_name": "tap0", "guest_mac": "02:00:00:00:00:0A", "mtu": 1400,
+            "rx_rate_limiter": {"ops": {"size": 10, "refill_time": 100}}}, {"iface_id": "eth1", "socket_path": "/s"}],
         "vsock": {"guest_cid": 3, "uds_path": "/v"}, "entropy": {}, "balloon": {"amount_mib": 1, "deflate_on_oom": true}, "console": {"log_path": "/l", "to_stderr": true},
         "control_socket": "/c""#,
     );
@@ -59,6 +61,44 @@ fn errors_name_the_field() {
         (r#""vsock": {"guest_cid": 3, "uds_path": ""}"#, "vsock.uds_path", "empty"),
         (r#""drives": [{"drive_id": "a", "path_on_host": ""}]"#, "drives[0].path_on_host", "empty"),
         (r#""drives": [{"drive_id": "a/b", "path_on_host": "/x"}]"#, "drives[0].drive_id", "letters"),
+        (r#""network-interfaces": [{"iface_id": "a"}]"#, "network-interfaces[0]", "exactly one of"),
+        (
+            r#""network-interfaces": [{"iface_id": "a", "host_dev_name": "t", "socket_path": "/s"}]"#,
+            "network-interfaces[0]",
+            "exactly one of",
+        ),
+        (r#""network-interfaces": [{"iface_id": "", "tap_fd": 3}]"#, "network-interfaces[0].iface_id", "letters"),
+        (r#""network-interfaces": [{"iface_id": "a", "tap_fd": 2}]"#, "network-interfaces[0].tap_fd", "at least 3"),
+        (
+            r#""network-interfaces": [{"iface_id": "a", "host_dev_name": "tap%d"}]"#,
+            "network-interfaces[0].host_dev_name",
+            "1 to 15 printable",
+        ),
+        (
+            r#""network-interfaces": [{"iface_id": "a", "tap_fd": 3}, {"iface_id": "b", "tap_fd": 3}]"#,
+            "network-interfaces[1].tap_fd",
+            "already",
+        ),
+        (
+            r#""network-interfaces": [{"iface_id": "a", "tap_fd": 3, "guest_mac": "02:00:00:00:00"}]"#,
+            "network-interfaces[0].guest_mac",
+            "six hexadecimal",
+        ),
+        (
+            r#""network-interfaces": [{"iface_id": "a", "tap_fd": 3, "guest_mac": "01:00:00:00:00:01"}]"#,
+            "network-interfaces[0].guest_mac",
+            "of one interface",
+        ),
+        (
+            r#""network-interfaces": [{"iface_id": "a", "tap_fd": 3, "mtu": 67}]"#,
+            "network-interfaces[0].mtu",
+            "68 to 65535",
+        ),
+        (
+            r#""network-interfaces": [{"iface_id": "a", "tap_fd": 3, "vhost": true}]"#,
+            "network-interfaces[0].vhost",
+            "unknown field",
+        ),
         (r#""drives": [{"drive_id": "a"}]"#, "drives[0]", "missing field `path_on_host`"),
         (
             r#""drives": [{"drive_id": "a", "path_on_host": "/x", "rate_limiter": {"ops": {"size": 1, "refill_time": 86400001}}}]"#,

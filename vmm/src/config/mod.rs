@@ -10,6 +10,7 @@ mod drive;
 mod entropy;
 mod limiter;
 mod machine;
+mod network;
 mod vsock;
 
 use std::io::{self, Read};
@@ -29,6 +30,7 @@ pub use self::drive::{Drive, MAX_DRIVE_ID_BYTES, MAX_DRIVES};
 pub use self::entropy::Entropy;
 pub use self::limiter::{MAX_BUCKET_SIZE, MAX_REFILL_TIME_MS, RateLimiter, TokenBucket};
 pub use self::machine::{HugePages, MachineConfig};
+pub use self::network::{MAX_IFACE_ID_BYTES, MAX_INTERFACES, MIN_MTU, MacAddress, NetworkInterface};
 pub use self::vsock::{MAX_UDS_PATH_BYTES, MIN_GUEST_CID, Vsock};
 
 /// Longest configuration.
@@ -51,6 +53,9 @@ pub struct VmConfig {
     /// Block devices, in the order in which the guest finds them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub drives: Vec<Drive>,
+    /// Network interfaces, in the order in which the guest finds them.
+    #[serde(rename = "network-interfaces", default, skip_serializing_if = "Vec::is_empty")]
+    pub network_interfaces: Vec<NetworkInterface>,
     /// Socket device between host and guest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vsock: Option<Vsock>,
@@ -147,6 +152,7 @@ impl VmConfig {
         self.machine_config.validate()?;
         drive::validate_all(&self.drives)?;
         self.balloon.as_ref().map_or(Ok(()), |balloon| balloon.validate(self.machine_config.mem_size_mib))?;
+        network::validate_all(&self.network_interfaces)?;
         self.vsock.as_ref().map_or(Ok(()), Vsock::validate)?;
         self.console.as_ref().map_or(Ok(()), Console::validate)?;
         if let Some(path) = &self.control_socket {

@@ -1,6 +1,9 @@
 //! Drivers that do anything: whatever they do, nothing panics or hangs, and a reset makes the device work again.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation, reason = "tests")]
 
+use std::cell::RefCell;
+use std::io::Write;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,6 +14,7 @@ use super::balloon::{Balloon, BalloonConfig};
 use super::blk::{Block, BlockConfig};
 use super::console::{Console, ConsoleSink};
 use super::device::VirtioDevice;
+use super::net::{Backend, Net, NetConfig};
 use super::rng::Rng;
 use super::testing::{Driver, Machine};
 use super::vsock::Vsock;
@@ -19,6 +23,27 @@ struct Nowhere;
 
 impl ConsoleSink for Nowhere {
     fn write(&mut self, _bytes: &[u8]) {}
+}
+
+thread_local! {
+    /// Keeps the peer of the network device alive. It never reads, so that the device finds its socket full, too.
+    static PEER: RefCell<Option<UnixStream>> = const { RefCell::new(None) };
+}
+
+fn net(directory: &Path) -> Net {
+    let path = directory.join("n");
+    let listener = UnixListener::bind(&path).unwrap();
+    let id = "n".to_owned();
+    let backend = Backend::Socket(path);
+    let net = NetConfig { id, backend, mac: None, mtu: None, pairs: 1, rx_limits: None, tx_limits: None };
+    let net = Net::new(&net).unwrap();
+    let mut peer = listener.accept().unwrap().0;
+    for bytes in (14u32..1500).step_by(50) {
+        peer.write_all(&bytes.to_be_bytes()).unwrap();
+        peer.write_all(&vec![7; bytes as usize]).unwrap();
+    }
+    PEER.set(Some(peer));
+    net
 }
 
 fn device(kind: usize, directory: &Path) -> Box<dyn VirtioDevice> {
@@ -32,6 +57,7 @@ fn device(kind: usize, directory: &Path) -> Box<dyn VirtioDevice> {
             Box::new(Balloon::new(config).unwrap())
         }
         2 => Box::new(Vsock::new(3, &directory.join("v")).unwrap()),
+        3 => Box::new(net(directory)),
         _ => {
             let path = directory.join("disk");
             std::fs::write(&path, [0; 65536]).unwrap();
@@ -130,7 +156,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: std::env::var("HULL_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(200), max_shrink_iters: 200, ..ProptestConfig::default() })]
 
     #[test]
-    fn nothing_that_a_driver_does_hurts(kind in 0..5usize, acts in prop::collection::vec(act(), 1..60)) {
+    fn nothing_that_a_driver_does_hurts(kind in 0..6usize, acts in prop::collection::vec(act(), 1..60)) {
         let directory = TempDir::new().unwrap();
         let machine = Machine::new();
         let mut driver = machine.plug(device(kind, directory.path()));
