@@ -90,7 +90,7 @@ fn tells(vm: &Started) {
 fn refuses(vm: &Started) {
     for (method, path, body, status, words) in [
         ("PATCH", "/vm", "{", 400, "EOF"),
-        ("PATCH", "/vm", "", 400, "EOF"),
+        ("PATCH", "/vm", "", 400, "no body"),
         ("PATCH", "/vm", r#"{"state": "Paused"} {}"#, 400, "trailing"),
         ("PATCH", "/vm", r#"{"state": "Paused", "speed": 2}"#, 400, "speed"),
         ("PATCH", "/vm", r#"{"state": "Flying"}"#, 400, "Field state"),

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use kvm_bindings::CpuId;
 use thiserror::Error;
@@ -11,7 +12,7 @@ use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryMmap};
 use crate::arch::cpuid::Topology;
 use crate::arch::{acpi, cpuid, entry, layout, msr};
 use crate::bus::{Bus, RangeError};
-use crate::config::VmConfig;
+use crate::config::{self, VmConfig};
 use crate::console::ConsoleLog;
 use crate::device::{KeyboardReset, Power, Serial};
 use crate::devices::{DeviceError, Devices};
@@ -21,8 +22,11 @@ use crate::memory::{self, ConfigPages, GuestRam, MemoryError};
 use crate::pci::{PciError, PciRoot};
 use crate::report::BootPhase;
 use crate::resident::ResidentMemory;
-use crate::vcpu::{Gate, VcpuContext, VcpuThread};
+use crate::vcpu::{Gate, Turn, VcpuContext, VcpuThread};
 use crate::vm::{EndSignal, Vm};
+
+/// How long the vCPU threads of a VM that can't be built may take to end. They never entered the guest.
+const ABANDON_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A VM can't be built.
 #[derive(Debug, Error)]
@@ -70,8 +74,8 @@ pub enum BuildError {
     },
 }
 
-/// Builds a VM; `on_phase` hears of each step that is done.
-pub fn build(config: &VmConfig, mut on_phase: impl FnMut(BootPhase)) -> Result<Vm, BuildError> {
+/// Builds a VM; `end` will hear of its end, `on_phase` hears of each step that is done.
+pub fn build(config: &VmConfig, end: &Arc<EndSignal>, mut on_phase: impl FnMut(BootPhase)) -> Result<Vm, BuildError> {
     // What the user gave comes first: its errors are the frequent ones.
     let (kernel_file, kernel_bytes) = loader::open_regular("Kernel", &config.boot_source.kernel_image_path)?;
     let console = open_console(config)?;
@@ -97,11 +101,10 @@ pub fn build(config: &VmConfig, mut on_phase: impl FnMut(BootPhase)) -> Result<V
     let devices = plug_devices(config, &kvm, &ram, &console)?;
     on_phase(BootPhase::DevicesReady);
 
-    let end = Arc::new(EndSignal::new().map_err(host("an eventfd"))?);
     let context = Arc::new(VcpuContext {
-        ports: ports(&console, &end)?,
+        ports: ports(&console, end)?,
         mmio: mmio(devices.root())?,
-        end,
+        end: Arc::clone(end),
         console,
         gate: Gate::new(),
     });
@@ -133,7 +136,9 @@ fn load(
     let source = &config.boot_source;
     let kernel = loader::load_kernel(memory, &mut kernel_file, kernel_bytes)?;
     let initrd = source.initrd_path.as_deref().map(|path| loader::load_initrd(memory, &kernel, path)).transpose()?;
-    let command_line = loader::command_line(config.console.is_some(), &source.boot_args)?;
+    let words: Vec<_> =
+        config::root_device_words(&config.drives).into_iter().chain([source.boot_args.clone()]).collect();
+    let command_line = loader::command_line(config.console.is_some(), words.join(" ").trim_end())?;
     let rsdp = acpi::write_tables(memory, config.machine_config.vcpu_count)?;
     loader::write_boot_params(memory, &kernel, initrd, &command_line, ram_bytes, rsdp)?;
     entry::write_tables(memory).map_err(LoadError::from)?;
@@ -201,10 +206,23 @@ fn start_vcpus(
     let tsc_deadline = system.has_tsc_deadline_timer();
     let mut threads = Vec::with_capacity(usize::from(count));
     for id in 0..count {
-        let vcpu = kvm.create_vcpu(id)?;
-        let topology = Topology { id: u32::from(id), count: u32::from(count) };
-        set_up_vcpu(&vcpu, &supported, topology, tsc_deadline, kernel)?;
-        threads.push(VcpuThread::spawn(id, vcpu, context.clone()).map_err(host("a vCPU thread"))?);
+        let thread = kvm.create_vcpu(id).map_err(BuildError::from).and_then(|vcpu| {
+            let topology = Topology { id: u32::from(id), count: u32::from(count) };
+            set_up_vcpu(&vcpu, &supported, topology, tsc_deadline, kernel)?;
+            VcpuThread::spawn(id, vcpu, context.clone()).map_err(host("a vCPU thread"))
+        });
+        match thread {
+            Ok(thread) => threads.push(thread),
+            Err(error) => {
+                // Those that wait at the gate would keep the VM's memory and devices for ever.
+                context.gate.set(Turn::Stop);
+                let deadline = Instant::now() + ABANDON_TIMEOUT;
+                for thread in threads {
+                    let _ = VcpuThread::join(thread, deadline);
+                }
+                return Err(error);
+            }
+        }
     }
     Ok(threads)
 }

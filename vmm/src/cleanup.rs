@@ -34,13 +34,16 @@ impl Cleanup {
         self.sockets.lock().unwrap_or_else(PoisonError::into_inner).push(path.to_owned());
     }
 
+    /// Removes a socket that was noted, and forgets it.
+    pub fn remove_socket(&self, path: &Path) {
+        self.sockets.lock().unwrap_or_else(PoisonError::into_inner).retain(|noted| noted != path);
+        remove_if_socket(path);
+    }
+
     /// Removes the sockets.
     pub fn sockets(&self) {
         for path in self.sockets.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
-            // Only a socket: someone may have put something else there.
-            if fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.file_type().is_socket()) {
-                let _ = fs::remove_file(&path);
-            }
+            remove_if_socket(&path);
         }
     }
 
@@ -50,6 +53,13 @@ impl Cleanup {
         if let Some(path) = &self.runtime_dir {
             remove_flat_directory(path);
         }
+    }
+}
+
+fn remove_if_socket(path: &Path) {
+    // Only a socket: someone may have put something else there.
+    if fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket()) {
+        let _ = fs::remove_file(path);
     }
 }
 

@@ -117,6 +117,11 @@ impl Devices {
         self.plugged.iter()
     }
 
+    /// The device with this name.
+    pub fn find(&self, kind: Kind, id: &str) -> Option<&Plugged> {
+        self.plugged.iter().find(|device| device.kind == kind && device.id == id)
+    }
+
     /// Plugs the console.
     pub fn plug_console(&mut self, log: &Arc<ConsoleLog>) -> Result<PciSlot, DeviceError> {
         self.plug(Kind::Console, "console", Box::new(Console::new(Box::new(Arc::clone(log)))))

@@ -13,7 +13,7 @@ use vmm_sys_util::epoll::EventSet;
 
 use crate::control::ControlServer;
 use crate::report::ExitCause;
-use crate::vm::{EndSignal, Ending, Vm};
+use crate::vm::{EndSignal, Ending};
 
 /// The loop can't run.
 #[derive(Debug, Error)]
@@ -45,16 +45,16 @@ pub enum Outcome {
     FrontDoorGone,
 }
 
-/// Runs until the VM ends. `front_door` is the event stream's descriptor.
+/// Runs until the VM ends, which `end` tells. `front_door` is the event stream's descriptor.
 pub fn run(
-    vm: &Rc<RefCell<Vm>>,
+    end: &Arc<EndSignal>,
     front_door: Option<RawFd>,
     control: Option<ControlServer>,
 ) -> Result<Outcome, LoopError> {
     let mut manager = EventManager::<Box<dyn MutEventSubscriber>>::new()?;
     let outcome = Rc::new(RefCell::new(None));
     let watch = Watch {
-        end: vm.borrow().end_signal().clone(),
+        end: Arc::clone(end),
         signals: SignalFd::with_flags(&stop_signals(), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?,
         front_door,
         outcome: outcome.clone(),

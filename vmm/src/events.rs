@@ -67,6 +67,11 @@ impl EventStream {
         self.send(&mut state, &VmEvent::Phase { phase, at_ns });
     }
 
+    /// Forgets the phases of a start that failed; that of the process stays. What was sent was sent.
+    pub fn forget_boot(&self) {
+        self.lock().phases.retain(|(phase, _)| *phase == BootPhase::MonitorStarted);
+    }
+
     /// Phases so far.
     pub fn phases(&self) -> Vec<(BootPhase, u64)> {
         self.lock().phases.clone()

@@ -14,12 +14,14 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use hull_vmm::cleanup::Cleanup;
 use hull_vmm::config::{self, VmConfig};
-use hull_vmm::control::{Api, ControlServer};
+use hull_vmm::control::ControlServer;
 use hull_vmm::event_loop::{self, Outcome};
 use hull_vmm::events::EventStream;
+use hull_vmm::instance::Instance;
+use hull_vmm::log::one_line;
 use hull_vmm::report::{BootPhase, ExitCause, ExitReport};
-use hull_vmm::vm::Ending;
-use hull_vmm::{builder, fd, log, memory};
+use hull_vmm::vm::{EndSignal, Ending};
+use hull_vmm::{fd, log, memory};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// Twice the most vsock connections.
@@ -28,10 +30,37 @@ const MAX_FILES: u64 = 4096;
 /// Hull's virtual machine monitor: runs one VM.
 #[derive(Debug, Parser)]
 #[command(name = "hull-vmm", version, about, after_help = EXIT_STATUS)]
+#[command(args_conflicts_with_subcommands = true, arg_required_else_help = true)]
 struct Cli {
+    #[command(flatten)]
+    firecracker: FirecrackerArgs,
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
 }
+
+/// The command line of Firecracker, for programs that start one.
+#[derive(Debug, Args)]
+struct FirecrackerArgs {
+    /// The same as `run --api-sock PATH`, as Firecracker spells it
+    #[arg(long, value_name = "PATH")]
+    api_sock: Option<PathBuf>,
+    /// Name of the VM
+    #[arg(long, default_value = DEFAULT_ID, value_parser = vm_name, requires = "api_sock")]
+    id: String,
+    /// Start with this configuration
+    #[arg(long, value_name = "FILE", requires = "api_sock")]
+    config_file: Option<PathBuf>,
+}
+
+impl From<FirecrackerArgs> for RunArgs {
+    fn from(args: FirecrackerArgs) -> Self {
+        let source = ConfigSource { config: args.config_file, config_fd: None };
+        Self { source, api_sock: args.api_sock, events_fd: None, id: args.id, runtime_dir: None }
+    }
+}
+
+/// Name of a VM that was given none.
+const DEFAULT_ID: &str = "anonymous";
 
 const EXIT_STATUS: &str = "Exit status of run: 0 the guest powered off or was stopped, 1 the VM could not start, \
 3 reset, 4 guest kernel panic, 5 triple fault, 6 the monitor failed. 2: wrong arguments.";
@@ -57,11 +86,14 @@ enum Command {
 struct RunArgs {
     #[command(flatten)]
     source: ConfigSource,
+    /// Serve the control API on this Unix socket; without a configuration, wait there for one, and for the start
+    #[arg(long, value_name = "PATH")]
+    api_sock: Option<PathBuf>,
     /// Write events, one JSON object a line, to this inherited descriptor; stop when its other end is closed
     #[arg(long, value_name = "N")]
     events_fd: Option<RawFd>,
     /// Name of the VM in answers of the control socket
-    #[arg(long, default_value = "anonymous", value_parser = vm_name)]
+    #[arg(long, default_value = DEFAULT_ID, value_parser = vm_name)]
     id: String,
     /// Directory of the front door: its files are removed when the events descriptor's other end is closed
     #[arg(long, value_name = "DIR", requires = "events_fd")]
@@ -69,7 +101,7 @@ struct RunArgs {
 }
 
 #[derive(Debug, Args)]
-#[group(required = true, multiple = false)]
+#[group(multiple = false)]
 struct ConfigSource {
     /// Configuration of the VM, a JSON file
     #[arg(long, value_name = "FILE")]
@@ -80,6 +112,16 @@ struct ConfigSource {
 }
 
 impl RunArgs {
+    /// Refuses what the parser can't see.
+    fn check(&self) {
+        self.refuse_shared_descriptor();
+        if self.source.is_none() && self.api_sock.is_none() {
+            let text =
+                "a configuration is needed: --config <FILE>, --config-fd <N>, or --api-sock <PATH> to get one there";
+            Cli::command().error(ErrorKind::MissingRequiredArgument, text).exit();
+        }
+    }
+
     /// One descriptor can't be both: each is owned, and closed, by what it is for.
     fn refuse_shared_descriptor(&self) {
         if let (Some(events), Some(config)) = (self.events_fd, self.source.config_fd)
@@ -98,11 +140,12 @@ fn vm_name(text: &str) -> Result<String, String> {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    if let Command::Run(args) = &cli.command {
-        args.refuse_shared_descriptor();
-    }
-    let result = match cli.command {
-        Command::Run(args) => return run(args),
+    let command = cli.command.unwrap_or_else(|| Command::Run(cli.firecracker.into()));
+    let result = match command {
+        Command::Run(args) => {
+            args.check();
+            return run(args);
+        }
         Command::Probe { json } => return probe(json),
         Command::CheckConfig { file } => check_config(&file),
     };
@@ -129,6 +172,22 @@ fn probe(json: bool) -> ExitCode {
 fn check_config(path: &Path) -> Result<()> {
     read_config(&ConfigSource { config: Some(path.to_owned()), config_fd: None })?;
     Ok(())
+}
+
+impl ConfigSource {
+    fn is_none(&self) -> bool {
+        self.config.is_none() && self.config_fd.is_none()
+    }
+}
+
+/// The configuration, and the control socket that the command line names.
+fn read_run_config(args: &RunArgs) -> Result<VmConfig> {
+    let mut config = if args.source.is_none() { VmConfig::default() } else { read_config(&args.source)? };
+    if args.api_sock.is_some() {
+        config.control_socket.clone_from(&args.api_sock);
+    }
+    config.validate_draft()?;
+    Ok(config)
 }
 
 fn read_config(source: &ConfigSource) -> Result<VmConfig> {
@@ -161,12 +220,12 @@ fn run(args: RunArgs) -> ExitCode {
     };
     events.phase(BootPhase::MonitorStarted);
     let cleanup = Arc::new(Cleanup::new(args.runtime_dir.clone()));
-    let config = match read_config(&args.source) {
+    let config = match read_run_config(&args) {
         Ok(config) => config,
         Err(error) => return fail_start(&events, &cleanup, error.as_ref()),
     };
     end_process_on_panic(events.clone(), cleanup.clone());
-    match run_vm(&config, &args, &events, &cleanup) {
+    match run_vm(config, args, &events, &cleanup) {
         Ok(report) => {
             let code = exit_code(report.cause);
             if !matches!(report.cause, ExitCause::PowerOff | ExitCause::Stopped) {
@@ -192,26 +251,21 @@ fn open_events(number: Option<RawFd>) -> Result<EventStream> {
     EventStream::over(fd).with_context(|| format!("events-fd {number}"))
 }
 
-/// Builds the VM and runs it to its end.
-fn run_vm(config: &VmConfig, args: &RunArgs, events: &Arc<EventStream>, cleanup: &Cleanup) -> Result<ExitReport> {
+/// Runs the VM to its end: at once, or when the control API says so.
+fn run_vm(config: VmConfig, args: RunArgs, events: &Arc<EventStream>, cleanup: &Arc<Cleanup>) -> Result<ExitReport> {
     event_loop::block_stop_signals().context("signals")?;
     let control = config.control_socket.as_deref().map(ControlServer::bind).transpose()?;
     if let Some(path) = &config.control_socket {
         cleanup.add_socket(path);
     }
-    let vm = builder::build(config, |phase| {
-        events.phase(phase);
-        // Threads of a VM that fails to start later keep the device, and with it the socket.
-        if let (BootPhase::DevicesReady, Some(vsock)) = (phase, &config.vsock) {
-            cleanup.add_socket(&vsock.uds_path);
-        }
-    })?;
-    let vm = Rc::new(RefCell::new(vm));
-    vm.borrow_mut().start()?;
-    events.phase(BootPhase::GuestEntered);
-    let control =
-        control.map(|server| server.serve(Api { vm: vm.clone(), events: events.clone(), id: args.id.clone() }));
-    let outcome = event_loop::run(&vm, events.raw_fd(), control);
+    let end = Arc::new(EndSignal::new().context("The host refuses an eventfd")?);
+    let mut instance = Instance::new(args.id, config, end.clone(), events.clone(), cleanup.clone());
+    if !args.source.is_none() {
+        instance.start()?;
+    }
+    let instance = Rc::new(RefCell::new(instance));
+    let control = control.map(|server| server.serve(instance.clone()));
+    let outcome = event_loop::run(&end, events.raw_fd(), control);
     let (ending, front_door_gone) = match outcome {
         Ok(Outcome::Ended(ending)) => (ending, false),
         Ok(Outcome::FrontDoorGone) => {
@@ -219,10 +273,10 @@ fn run_vm(config: &VmConfig, args: &RunArgs, events: &Arc<EventStream>, cleanup:
         }
         Err(error) => (Ending { cause: ExitCause::MonitorFailed, message: one_line(&error) }, false),
     };
-    let vm = Rc::into_inner(vm).context("the VM is still in use")?.into_inner();
-    let report = vm.report(ending);
+    let instance = Rc::into_inner(instance).context("the VM is still in use")?.into_inner();
+    let report = instance.report(ending);
     // Threads that don't end in time end with the process.
-    let _ = vm.shut_down();
+    let _ = instance.shut_down();
     if front_door_gone {
         cleanup.everything();
     } else {
@@ -244,22 +298,6 @@ fn fail_start(events: &EventStream, cleanup: &Cleanup, error: &(dyn Error + 'sta
 
 fn complain(error: &(dyn Error + 'static)) {
     log::line(&one_line(error));
-}
-
-/// The error and its causes on one line.
-fn one_line(error: &(dyn Error + 'static)) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let text = error.to_string();
-        // A transparent error shows its cause already.
-        if !line.ends_with(&text) {
-            line.push_str(": ");
-            line.push_str(&text);
-        }
-        cause = error.source();
-    }
-    line.replace('\n', " ")
 }
 
 /// A panic in any thread ends the process, with an event, and without sockets left behind.

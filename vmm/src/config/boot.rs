@@ -10,7 +10,7 @@ use super::{ConfigError, check, check_path};
 pub const MAX_BOOT_ARGS_BYTES: usize = 1800;
 
 /// What the VM boots.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BootSource {
     /// Linux kernel: an ELF `vmlinux` or a bzImage.
@@ -24,7 +24,12 @@ pub struct BootSource {
 }
 
 impl BootSource {
-    pub(super) fn validate(&self) -> Result<(), ConfigError> {
+    /// Whether there is something to boot.
+    pub fn is_set(&self) -> bool {
+        !self.kernel_image_path.as_os_str().is_empty()
+    }
+
+    pub(crate) fn validate(&self) -> Result<(), ConfigError> {
         check_path(&self.kernel_image_path, "boot-source.kernel_image_path", libc::PATH_MAX as usize)?;
         if let Some(path) = &self.initrd_path {
             check_path(path, "boot-source.initrd_path", libc::PATH_MAX as usize)?;

@@ -19,7 +19,7 @@ fn the_smallest_configuration_gets_defaults() {
     let config = VmConfig::from_json(SMALLEST.as_bytes()).unwrap();
     assert_eq!(
         config.machine_config,
-        MachineConfig { vcpu_count: 1, mem_size_mib: 128, huge_pages: HugePages::Transparent }
+        MachineConfig { vcpu_count: 1, mem_size_mib: 128, huge_pages: HugePages::Transparent, ..Default::default() }
     );
     assert!(config.drives.is_empty() && config.vsock.is_none() && config.console.is_none());
 }
@@ -53,9 +53,9 @@ fn errors_name_the_field() {
             "multiple of 2",
         ),
         (r#""machine-config": {"huge_pages": "1G"}"#, "machine-config.huge_pages", "unknown variant"),
-        (r#""machine-config": {"smt": true}"#, "machine-config.smt", "unknown field"),
         (r#""balloon": {"amount_mib": 129}"#, "balloon.amount_mib", "at most the VM's 128 MiB"),
         (r#""balloon": {"amount_mb": 1}"#, "balloon.amount_mb", "unknown field"),
+        (r#""machine-config": {"sockets": 1}"#, "machine-config.sockets", "unknown field"),
         (r#""nonsense": 1"#, "nonsense", "unknown field"),
         (r#""vsock": {"guest_cid": 2, "uds_path": "/v"}"#, "vsock.guest_cid", "at least 3"),
         (r#""vsock": {"guest_cid": 3, "uds_path": ""}"#, "vsock.uds_path", "empty"),
@@ -127,6 +127,47 @@ fn drives_are_unique_and_bounded() {
 }
 
 #[test]
+fn one_drive_is_the_root_device() {
+    let drive = |id: &str, root| Drive {
+        drive_id: id.to_owned(),
+        path_on_host: "/x".into(),
+        is_read_only: id == "0",
+        is_root_device: root,
+        ..Drive::default()
+    };
+    let words = |root: usize| {
+        let drives: Vec<_> = (0..28).map(|n| drive(&n.to_string(), n == root)).collect();
+        root_device_words(&drives)
+    };
+    assert_eq!(words(99), None);
+    assert_eq!(words(0).as_deref(), Some("root=/dev/vda ro"));
+    assert_eq!(words(25).as_deref(), Some("root=/dev/vdz rw"));
+    assert_eq!(words(27).as_deref(), Some("root=/dev/vdab rw"));
+    let mut config = VmConfig::from_json(SMALLEST.as_bytes()).unwrap();
+    config.drives = vec![drive("a", true), drive("b", false), drive("c", true)];
+    assert!(config.validate().unwrap_err().to_string().contains("drives[2].is_root_device"));
+}
+
+#[test]
+fn what_firecrackers_clients_always_send_is_accepted_where_it_is_true() {
+    let json = |member: &str| with(member);
+    assert!(
+        VmConfig::from_json(
+            json(r#""machine-config": {"smt": false, "track_dirty_pages": false, "cpu_template": "None"}"#).as_bytes()
+        )
+        .is_ok()
+    );
+    for (member, field) in [
+        ("\"smt\": true", "smt"),
+        ("\"track_dirty_pages\": true", "track_dirty_pages"),
+        ("\"cpu_template\": \"T2\"", "cpu_template"),
+    ] {
+        let message = error(&json(&format!("\"machine-config\": {{{member}}}")));
+        assert!(message.contains(&format!("machine-config.{field}")), "{message}");
+    }
+}
+
+#[test]
 fn boot_arguments_stay_on_one_line() {
     for args in ["a\nb", "a\0b", "ä", &"x".repeat(MAX_BOOT_ARGS_BYTES + 1)] {
         let mut config = VmConfig::from_json(SMALLEST.as_bytes()).unwrap();
@@ -141,7 +182,7 @@ fn socket_paths_have_the_kernels_length() {
     config.control_socket = Some("/".repeat(MAX_SOCKET_PATH_BYTES + 1).into());
     assert!(config.validate().is_err());
     config.control_socket = None;
-    config.vsock = Some(Vsock { guest_cid: 3, uds_path: "/".repeat(MAX_UDS_PATH_BYTES + 1).into() });
+    config.vsock = Some(Vsock { guest_cid: 3, uds_path: "/".repeat(MAX_UDS_PATH_BYTES + 1).into(), vsock_id: None });
     assert!(config.validate().is_err());
 }
 

@@ -27,6 +27,25 @@ pub struct Drive {
     /// Limits for requests and their bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limiter: Option<RateLimiter>,
+    /// The guest's kernel mounts this drive as its root (`root=` and `ro` or `rw` before the `boot_args`). At most one drive.
+    #[serde(default)]
+    pub is_root_device: bool,
+}
+
+/// The words for the kernel's command line, if a drive is the root device. Linux names drives in the order in which it finds them.
+pub fn root_device_words(drives: &[Drive]) -> Option<String> {
+    let index = drives.iter().position(|drive| drive.is_root_device)?;
+    let mode = if drives.get(index)?.is_read_only { "ro" } else { "rw" };
+    Some(format!("root=/dev/{} {mode}", disk_name(index)))
+}
+
+/// `vda` to `vdz`, then `vdaa`.
+fn disk_name(index: usize) -> String {
+    let letter = |number: usize| char::from(b"abcdefghijklmnopqrstuvwxyz".get(number % 26).copied().unwrap_or(b'a'));
+    match index / 26 {
+        0 => format!("vd{}", letter(index)),
+        tens => format!("vd{}{}", letter(tens - 1), letter(index)),
+    }
 }
 
 pub(super) fn validate_all(drives: &[Drive]) -> Result<(), ConfigError> {
@@ -39,6 +58,9 @@ pub(super) fn validate_all(drives: &[Drive]) -> Result<(), ConfigError> {
             && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
         check(valid, &field, &format!("must have 1 to {MAX_DRIVE_ID_BYTES} letters, digits, - or _"))?;
         check(ids.insert(id), &field, &format!("another drive is called {id} already"))?;
+        let roots = drives.iter().take(index + 1).filter(|drive| drive.is_root_device).count();
+        let field_root = format!("drives[{index}].is_root_device");
+        check(roots <= 1 || !drive.is_root_device, &field_root, "another drive is the root device already")?;
         check_path(&drive.path_on_host, &format!("drives[{index}].path_on_host"), libc::PATH_MAX as usize)?;
         drive.rate_limiter.iter().try_for_each(|limiter| limiter.validate(&format!("drives[{index}].rate_limiter")))?;
     }

@@ -14,6 +14,26 @@ pub struct MachineConfig {
     pub mem_size_mib: u32,
     /// Pages behind the guest's memory.
     pub huge_pages: HugePages,
+    /// Threads that share a core: only false, for Firecracker's clients, which say so explicitly.
+    #[serde(skip_serializing_if = "is_false")]
+    pub smt: bool,
+    /// Record of changed pages: only false, like `smt`.
+    #[serde(skip_serializing_if = "is_false")]
+    pub track_dirty_pages: bool,
+    /// Set of features that the guest's processors have: only `None`, all that the host has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_template: Option<CpuTemplate>,
+}
+
+/// Set of processor features.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CpuTemplate {
+    /// All that the host has.
+    None,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 impl MachineConfig {
@@ -27,7 +47,14 @@ impl MachineConfig {
 
 impl Default for MachineConfig {
     fn default() -> Self {
-        Self { vcpu_count: 1, mem_size_mib: 128, huge_pages: HugePages::default() }
+        Self {
+            vcpu_count: 1,
+            mem_size_mib: 128,
+            huge_pages: HugePages::default(),
+            smt: false,
+            track_dirty_pages: false,
+            cpu_template: None,
+        }
     }
 }
 
@@ -46,6 +73,8 @@ pub enum HugePages {
 
 impl MachineConfig {
     pub(super) fn validate(&self) -> Result<(), ConfigError> {
+        check(!self.smt, "machine-config.smt", "must be false: each vCPU is a core of its own")?;
+        check(!self.track_dirty_pages, "machine-config.track_dirty_pages", "must be false: there are no snapshots")?;
         let vcpus = 1..=Self::MAX_VCPUS;
         check(
             vcpus.contains(&self.vcpu_count),

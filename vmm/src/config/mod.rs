@@ -26,10 +26,10 @@ use thiserror::Error;
 pub use self::balloon::Balloon;
 pub use self::boot::{BootSource, MAX_BOOT_ARGS_BYTES};
 pub use self::console::Console;
-pub use self::drive::{Drive, MAX_DRIVE_ID_BYTES, MAX_DRIVES};
+pub use self::drive::{Drive, MAX_DRIVE_ID_BYTES, MAX_DRIVES, root_device_words};
 pub use self::entropy::Entropy;
 pub use self::limiter::{MAX_BUCKET_SIZE, MAX_REFILL_TIME_MS, RateLimiter, TokenBucket};
-pub use self::machine::{HugePages, MachineConfig};
+pub use self::machine::{CpuTemplate, HugePages, MachineConfig};
 pub use self::network::{MAX_IFACE_ID_BYTES, MAX_INTERFACES, MIN_MTU, MacAddress, NetworkInterface};
 pub use self::vsock::{MAX_UDS_PATH_BYTES, MIN_GUEST_CID, Vsock};
 
@@ -41,7 +41,7 @@ pub const MAX_SOCKET_PATH_BYTES: usize = 107;
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Everything that `hull-vmm` needs to build one VM.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VmConfig {
     /// Kernel, initramfs and command line.
@@ -149,6 +149,14 @@ impl VmConfig {
     /// Checks what types can't express.
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.boot_source.validate()?;
+        self.validate_draft()
+    }
+
+    /// [`VmConfig::validate`] for a configuration that is put together piece by piece and may lack its boot source.
+    pub fn validate_draft(&self) -> Result<(), ConfigError> {
+        if self.boot_source.is_set() {
+            self.boot_source.validate()?;
+        }
         self.machine_config.validate()?;
         drive::validate_all(&self.drives)?;
         self.balloon.as_ref().map_or(Ok(()), |balloon| balloon.validate(self.machine_config.mem_size_mib))?;

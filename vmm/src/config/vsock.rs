@@ -19,6 +19,9 @@ pub struct Vsock {
     pub guest_cid: u32,
     /// The monitor listens here; connections from the guest to port P go to `<uds_path>_P`.
     pub uds_path: PathBuf,
+    /// Ignored: Firecracker's clients may give the device a name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock_id: Option<String>,
 }
 
 impl Vsock {

@@ -2,6 +2,8 @@
 
 use serde_json::{Value, json};
 
+use crate::metrics::openmetrics;
+
 /// Longest request, head and body together.
 pub const MAX_REQUEST_BYTES: usize = 64 << 10;
 /// Longest head.
@@ -15,6 +17,8 @@ pub struct Request {
     pub method: String,
     /// Path without query.
     pub path: String,
+    /// What follows the path's question mark.
+    pub query: String,
     /// Body.
     pub body: Vec<u8>,
     /// Whether the client wants to send another one.
@@ -34,8 +38,23 @@ fn refuse<T>(status: u16, problem: impl Into<String>) -> Result<T, Refusal> {
     Err(Refusal { status, problem: problem.into() })
 }
 
-/// Takes the first request out of `buffer`, if all of it is there; the number is its length.
-pub fn parse(buffer: &[u8]) -> Result<Option<(Request, usize)>, Refusal> {
+/// What is at the start of a connection's input.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Parsed {
+    /// A request, and its length.
+    Whole(Request, usize),
+    /// The beginning of one.
+    Partial {
+        /// The client holds its body back until it reads [`CONTINUE`] (RFC 9110, section 10.1.1).
+        wants_continue: bool,
+    },
+}
+
+/// Interim answer: the body may come.
+pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+/// Looks at the first request in `buffer`.
+pub fn parse(buffer: &[u8]) -> Result<Parsed, Refusal> {
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut head = httparse::Request::new(&mut headers);
     let head_bytes = match head.parse(buffer) {
@@ -43,7 +62,7 @@ pub fn parse(buffer: &[u8]) -> Result<Option<(Request, usize)>, Refusal> {
         Ok(httparse::Status::Partial) if buffer.len() > MAX_HEAD_BYTES => {
             return refuse(431, "The request's head is too long");
         }
-        Ok(httparse::Status::Partial) => return Ok(None),
+        Ok(httparse::Status::Partial) => return Ok(Parsed::Partial { wants_continue: false }),
         Err(httparse::Error::TooManyHeaders) => return refuse(431, format!("More than {MAX_HEADERS} header fields")),
         Err(error) => return refuse(400, format!("Not an HTTP request: {error}")),
     };
@@ -55,24 +74,37 @@ pub fn parse(buffer: &[u8]) -> Result<Option<(Request, usize)>, Refusal> {
     if total > MAX_REQUEST_BYTES {
         return refuse(413, format!("The request is longer than {MAX_REQUEST_BYTES} bytes"));
     }
-    let Some(body) = buffer.get(head_bytes..total) else { return Ok(None) };
-    let target = head.path.unwrap_or_default();
+    let Some(body) = buffer.get(head_bytes..total) else {
+        return Ok(Parsed::Partial { wants_continue: framing.expects_continue });
+    };
+    let (path, query) = split_target(head.path.unwrap_or_default());
     let request = Request {
         method: head.method.unwrap_or_default().to_owned(),
-        path: target.split('?').next().unwrap_or_default().to_owned(),
+        path: path.to_owned(),
+        query: query.to_owned(),
         body: body.to_vec(),
         keep_alive: framing.keep_alive,
     };
-    Ok(Some((request, total)))
+    Ok(Parsed::Whole(request, total))
+}
+
+/// Path and query of a request target in origin or absolute form (RFC 9112, section 3.2).
+fn split_target(target: &str) -> (&str, &str) {
+    let origin = match target.strip_prefix("http://") {
+        Some(rest) => rest.find('/').and_then(|slash| rest.get(slash..)).unwrap_or("/"),
+        None => target,
+    };
+    origin.split_once('?').unwrap_or((origin, ""))
 }
 
 struct Framing {
     body_bytes: usize,
     keep_alive: bool,
+    expects_continue: bool,
 }
 
 fn framing(headers: &[httparse::Header<'_>], version_1_1: bool) -> Result<Framing, Refusal> {
-    let mut framing = Framing { body_bytes: 0, keep_alive: version_1_1 };
+    let mut framing = Framing { body_bytes: 0, keep_alive: version_1_1, expects_continue: false };
     let mut length_seen = false;
     for header in headers {
         if header.name.eq_ignore_ascii_case("content-length") {
@@ -87,6 +119,12 @@ fn framing(headers: &[httparse::Header<'_>], version_1_1: bool) -> Result<Framin
             length_seen = true;
         } else if header.name.eq_ignore_ascii_case("transfer-encoding") {
             return refuse(501, "Transfer-Encoding is not supported; send Content-Length");
+        } else if header.name.eq_ignore_ascii_case("expect") {
+            if !header.value.eq_ignore_ascii_case(b"100-continue") {
+                return refuse(417, "The only expectation that can be met is 100-continue");
+            }
+            // A client of HTTP/1.0 doesn't know interim answers.
+            framing.expects_continue = version_1_1;
         } else if header.name.eq_ignore_ascii_case("connection") {
             let value = String::from_utf8_lossy(header.value).to_ascii_lowercase();
             framing.keep_alive = match value.trim() {
@@ -104,35 +142,62 @@ fn framing(headers: &[httparse::Header<'_>], version_1_1: bool) -> Result<Framin
 pub struct Response {
     /// Status code.
     pub status: u16,
-    /// JSON, if there is anything to say.
-    pub body: Option<Value>,
+    /// What there is to say, if there is anything.
+    pub body: Option<Body>,
+    /// With 405: methods that are possible.
+    pub allow: Option<String>,
 }
+
+/// Content of an answer.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Body {
+    /// JSON.
+    Json(Value),
+    /// Metrics.
+    OpenMetrics(String),
+}
+
+/// Longest message of an error: it may repeat what the client sent.
+const MAX_FAULT_CHARS: usize = 1000;
 
 impl Response {
     /// 200 with a body.
     pub fn ok(body: Value) -> Self {
-        Self { status: 200, body: Some(body) }
+        Self { status: 200, body: Some(Body::Json(body)), allow: None }
     }
 
     /// 204: done.
     pub fn done() -> Self {
-        Self { status: 204, body: None }
+        Self { status: 204, body: None, allow: None }
+    }
+
+    /// 200 with metrics.
+    pub fn metrics(text: String) -> Self {
+        Self { status: 200, body: Some(Body::OpenMetrics(text)), allow: None }
     }
 
     /// An error in the form that Firecracker's clients know.
     pub fn fault(status: u16, message: &str) -> Self {
-        Self { status, body: Some(json!({ "fault_message": message })) }
+        let message: String = message.chars().take(MAX_FAULT_CHARS).collect();
+        Self { status, body: Some(Body::Json(json!({ "fault_message": message }))), allow: None }
     }
 
     /// Bytes on the wire.
     pub fn to_bytes(&self, keep_alive: bool) -> Vec<u8> {
-        let body = self.body.as_ref().map(Value::to_string).unwrap_or_default();
+        let (content_type, body) = match &self.body {
+            Some(Body::Json(value)) => ("application/json", value.to_string()),
+            Some(Body::OpenMetrics(text)) => (openmetrics::CONTENT_TYPE, text.clone()),
+            None => ("", String::new()),
+        };
         let mut text = format!("HTTP/1.1 {} {}\r\nServer: Hull\r\n", self.status, reason(self.status));
         if !keep_alive {
             text.push_str("Connection: close\r\n");
         }
+        if let Some(methods) = &self.allow {
+            text.push_str(&format!("Allow: {methods}\r\n"));
+        }
         if self.body.is_some() {
-            text.push_str(&format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len()));
+            text.push_str(&format!("Content-Type: {content_type}\r\nContent-Length: {}\r\n", body.len()));
         }
         text.push_str("\r\n");
         text.push_str(&body);
@@ -150,6 +215,7 @@ fn reason(status: u16) -> &'static str {
         408 => "Request Timeout",
         409 => "Conflict",
         413 => "Content Too Large",
+        417 => "Expectation Failed",
         431 => "Request Header Fields Too Large",
         501 => "Not Implemented",
         503 => "Service Unavailable",
@@ -158,71 +224,5 @@ fn reason(status: u16) -> &'static str {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests stop at the first surprise")]
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn status(text: &str) -> u16 {
-        parse(text.as_bytes()).unwrap_err().status
-    }
-
-    #[test]
-    fn requests_are_taken_one_by_one() {
-        let text = b"PATCH /vm?x=1 HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n{}GET / HTTP/1.0\r\n\r\n";
-        let (first, used) = parse(text).unwrap().unwrap();
-        assert_eq!((first.method.as_str(), first.path.as_str(), first.body.as_slice()), ("PATCH", "/vm", &b"{}"[..]));
-        assert!(first.keep_alive);
-        let (second, rest) = parse(&text[used..]).unwrap().unwrap();
-        assert_eq!((second.path.as_str(), second.keep_alive), ("/", false));
-        assert_eq!(used + rest, text.len());
-    }
-
-    #[test]
-    fn an_unfinished_request_waits() {
-        let text = b"PUT /actions HTTP/1.1\r\nContent-Length: 5\r\n\r\n1234";
-        for end in 0..text.len() {
-            assert_eq!(parse(&text[..end]).unwrap(), None);
-        }
-    }
-
-    #[test]
-    fn hostile_framing_is_refused() {
-        assert_eq!(status("GET\0/ HTTP/1.1\r\n\r\n"), 400);
-        assert_eq!(status("GET / HTTP/1.1\r\nContent-Length: 99999999999999999999999\r\n\r\n"), 413);
-        assert_eq!(status("GET / HTTP/1.1\r\nContent-Length: 65536\r\n\r\n"), 413);
-        assert_eq!(status("GET / HTTP/1.1\r\nContent-Length: -1\r\n\r\n"), 400);
-        assert_eq!(status("GET / HTTP/1.1\r\nContent-Length: +1\r\n\r\n"), 400);
-        assert_eq!(status("GET / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n"), 400);
-        assert_eq!(status("GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"), 501);
-        assert_eq!(status(&format!("GET / HTTP/1.1\r\nX: {}", "x".repeat(MAX_HEAD_BYTES))), 431);
-        assert_eq!(status(&format!("GET / HTTP/1.1\r\n{}\r\n", "X: y\r\n".repeat(40))), 431);
-    }
-
-    #[test]
-    fn answers_have_their_length() {
-        let text = String::from_utf8(Response::fault(400, "no").to_bytes(false)).unwrap();
-        assert!(text.starts_with("HTTP/1.1 400 Bad Request\r\n") && text.contains("Connection: close"));
-        assert!(text.ends_with("Content-Length: 22\r\n\r\n{\"fault_message\":\"no\"}"), "{text}");
-        assert!(!String::from_utf8(Response::done().to_bytes(true)).unwrap().contains("Content-Length"));
-    }
-
-    proptest! {
-        #[test]
-        fn no_bytes_panic(bytes in any::<Vec<u8>>()) {
-            let _ = parse(&bytes);
-        }
-
-        #[test]
-        fn no_header_panics(name in "[a-zA-Z-]{1,20}", value in "[ -~]{0,40}", body in any::<Vec<u8>>()) {
-            let mut text = format!("PUT /x HTTP/1.1\r\n{name}: {value}\r\nContent-Length: {}\r\n\r\n", body.len()).into_bytes();
-            text.extend(&body);
-            if let Ok(Some((request, used))) = parse(&text) {
-                prop_assert_eq!(request.body, body);
-                prop_assert_eq!(used, text.len());
-            }
-        }
-    }
-}
+#[path = "http_test.rs"]
+mod tests;

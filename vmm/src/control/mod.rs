@@ -1,9 +1,17 @@
-//! The control socket: HTTP/1.1 with JSON over a Unix socket, served by the main thread without ever waiting for a client.
+//! The control API: HTTP/1.1 with JSON on a Unix socket, shaped like Firecracker's.
+//!
+//! `http` turns bytes into requests, `server` has the connections, `routes` is the table of what can be asked; the handlers are in
+//! files of their own: `resources` for the parts of a configuration, `machine` for the VM as a whole, `memory` for devices that change its memory, `output` for log and metrics.
 
-mod http;
+mod fault;
+pub mod http;
+mod machine;
 mod memory;
+mod output;
+mod resources;
 mod routes;
 mod server;
 
-pub use routes::Api;
-pub use server::{ControlError, ControlServer};
+pub use self::output::MetricsFile;
+pub use self::routes::Api;
+pub use self::server::{ControlError, ControlServer};

@@ -1,166 +1,127 @@
-//! What can be asked of a VM.
+//! What can be asked: one row for each method and path.
 
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::sync::Arc;
 
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
-use serde_json::json;
-
+use super::fault::Fault;
 use super::http::{Request, Response};
-use super::memory;
-
-use crate::events::EventStream;
-use crate::report::ExitCause;
-use crate::vm::{StateError, Vm};
+use super::{machine, memory, output, resources};
+use crate::config::{Balloon, BootSource, Console, Drive, Entropy, Vsock};
+use crate::instance::Instance;
 
 /// What the routes work on.
-pub struct Api {
-    /// The VM.
-    pub vm: Rc<RefCell<Vm>>,
-    /// For the times of the boot phases.
-    pub events: Arc<EventStream>,
-    /// Name of the VM.
-    pub id: String,
+pub type Api = Rc<RefCell<Instance>>;
+
+/// A request on its way to its handler.
+pub(super) struct Call<'a> {
+    /// What it is about.
+    pub instance: &'a mut Instance,
+    /// The part of the path that stands at the pattern's `{name}`; empty without one.
+    pub id: &'a str,
+    /// What follows the path's question mark.
+    pub query: &'a str,
+    /// Body.
+    pub body: &'a [u8],
 }
 
-type Handler = fn(&Api, &[u8]) -> Result<Response, Fault>;
+pub(super) type Answer = Result<Response, Fault>;
 
-struct Route {
-    method: &'static str,
-    path: &'static str,
-    handler: Handler,
+/// A row of the table.
+pub(super) struct Route {
+    /// Method.
+    pub method: &'static str,
+    /// Path; one segment may be `{name}`, which stands for any text without a slash.
+    pub path: &'static str,
+    handler: fn(Call<'_>) -> Answer,
 }
 
-const ROUTES: &[Route] = &[
-    Route { method: "GET", path: "/", handler: instance_info },
-    Route { method: "GET", path: "/vm", handler: vm_info },
-    Route { method: "PATCH", path: "/vm", handler: patch_vm },
-    Route { method: "PUT", path: "/actions", handler: put_actions },
-    Route { method: "GET", path: "/balloon", handler: memory::balloon },
-    Route { method: "PATCH", path: "/balloon", handler: memory::patch_balloon },
-    Route { method: "GET", path: "/balloon/statistics", handler: memory::balloon_statistics },
-    Route { method: "PATCH", path: "/balloon/statistics", handler: memory::patch_balloon_statistics },
-    Route { method: "GET", path: "/stats", handler: stats },
+const fn get(path: &'static str, handler: fn(Call<'_>) -> Answer) -> Route {
+    Route { method: "GET", path, handler }
+}
+
+const fn put(path: &'static str, handler: fn(Call<'_>) -> Answer) -> Route {
+    Route { method: "PUT", path, handler }
+}
+
+const fn patch(path: &'static str, handler: fn(Call<'_>) -> Answer) -> Route {
+    Route { method: "PATCH", path, handler }
+}
+
+const fn delete(path: &'static str, handler: fn(Call<'_>) -> Answer) -> Route {
+    Route { method: "DELETE", path, handler }
+}
+
+/// All routes. `openapi.yaml` describes them; a test compares.
+pub(super) const ROUTES: &[Route] = &[
+    // The process and its VM.
+    get("/", machine::info),
+    get("/version", machine::version),
+    get("/vm", machine::get_vm),
+    patch("/vm", machine::patch_vm),
+    get("/vm/config", machine::get_config),
+    put("/actions", machine::put_actions),
+    // The parts of the configuration.
+    put("/boot-source", resources::put_single::<BootSource>),
+    get("/machine-config", machine::get_machine_config),
+    put("/machine-config", machine::put_machine_config),
+    patch("/machine-config", machine::patch_machine_config),
+    put("/vsock", resources::put_single::<Vsock>),
+    put("/entropy", resources::put_single::<Entropy>),
+    put("/console", resources::put_single::<Console>),
+    get("/balloon", memory::balloon),
+    put("/balloon", resources::put_single::<Balloon>),
+    patch("/balloon", memory::patch_balloon),
+    get("/balloon/statistics", memory::balloon_statistics),
+    patch("/balloon/statistics", memory::patch_balloon_statistics),
+    put("/drives/{drive_id}", resources::put_item::<Drive>),
+    delete("/drives/{drive_id}", resources::delete_item::<Drive>),
+    // Log and metrics.
+    put("/logger", output::put_logger),
+    put("/metrics", output::put_metrics),
+    get("/metrics", output::get_metrics),
+    get("/stats", output::get_stats),
 ];
 
-/// An error of a handler.
-pub(super) struct Fault {
-    pub(super) status: u16,
-    pub(super) message: String,
+/// Answers one request.
+pub(super) fn answer(api: &Api, request: &Request) -> Response {
+    let mut methods = Vec::new();
+    for route in ROUTES {
+        let Some(id) = match_path(route.path, &request.path) else { continue };
+        if route.method == request.method {
+            let instance = &mut *api.borrow_mut();
+            let call = Call { instance, id, query: &request.query, body: &request.body };
+            return (route.handler)(call).unwrap_or_else(|fault| Response::fault(fault.status, &fault.message));
+        }
+        methods.push(route.method);
+    }
+    if methods.is_empty() {
+        return Response::fault(404, &format!("There is no path {}", printable(&request.path)));
+    }
+    let methods = methods.join(", ");
+    let method = printable(&request.method);
+    let mut response = Response::fault(405, &format!("{method} is not possible here, only {methods}"));
+    response.allow = Some(methods);
+    response
 }
 
-impl From<StateError> for Fault {
-    fn from(error: StateError) -> Self {
-        let status = if matches!(error, StateError::Refused { .. }) { 409 } else { 500 };
-        Self { status, message: error.to_string() }
+/// What stands for the pattern's `{name}`, if the path fits the pattern.
+fn match_path<'a>(pattern: &str, path: &'a str) -> Option<&'a str> {
+    let (mut patterns, mut segments) = (pattern.split('/'), path.split('/'));
+    let mut id = "";
+    loop {
+        match (patterns.next(), segments.next()) {
+            (None, None) => return Some(id),
+            (Some(name), Some(segment)) if name.starts_with('{') && !segment.is_empty() => id = segment,
+            (Some(expected), Some(segment)) if expected == segment => {}
+            _ => return None,
+        }
     }
 }
 
-impl Api {
-    /// Answers one request.
-    pub(super) fn answer(&self, request: &Request) -> Response {
-        let mut same_path = ROUTES.iter().filter(|route| route.path == request.path).peekable();
-        if same_path.peek().is_none() {
-            return Response::fault(404, &format!("No such path: {}", printable(&request.path)));
-        }
-        match same_path.find(|route| route.method == request.method) {
-            None => Response::fault(405, &format!("{} is not possible here", printable(&request.method))),
-            Some(route) => (route.handler)(self, &request.body)
-                .unwrap_or_else(|fault| Response::fault(fault.status, &fault.message)),
-        }
-    }
-}
-
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(100).collect()
 }
 
-/// Parses a body; the message of an error names the field.
-pub(super) fn body<T: DeserializeOwned>(text: &[u8]) -> Result<T, Fault> {
-    let mut json = serde_json::Deserializer::from_slice(text);
-    let value = serde_path_to_error::deserialize(&mut json)
-        .map_err(|error| Fault { status: 400, message: format!("Field {}: {}", error.path(), error.inner()) })?;
-    json.end().map_err(|error| Fault { status: 400, message: error.to_string() })?;
-    Ok(value)
-}
-
-fn instance_info(api: &Api, _: &[u8]) -> Result<Response, Fault> {
-    Ok(Response::ok(json!({
-        "app_name": "Hull",
-        "id": api.id,
-        "state": api.vm.borrow().state(),
-        "vmm_version": env!("CARGO_PKG_VERSION"),
-    })))
-}
-
-fn vm_info(api: &Api, _: &[u8]) -> Result<Response, Fault> {
-    let vm = api.vm.borrow();
-    Ok(Response::ok(json!({
-        "state": vm.state(),
-        "vcpu_count": vm.vcpu_count(),
-        "mem_size_mib": vm.mem_size_mib(),
-    })))
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct VmPatch {
-    state: WantedState,
-}
-
-#[derive(Deserialize)]
-enum WantedState {
-    Paused,
-    Resumed,
-}
-
-fn patch_vm(api: &Api, text: &[u8]) -> Result<Response, Fault> {
-    let patch: VmPatch = body(text)?;
-    let mut vm = api.vm.borrow_mut();
-    match patch.state {
-        WantedState::Paused => vm.pause()?,
-        WantedState::Resumed => vm.resume()?,
-    }
-    Ok(Response::done())
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Action {
-    action_type: ActionType,
-}
-
-#[derive(Deserialize)]
-enum ActionType {
-    Stop,
-}
-
-fn put_actions(api: &Api, text: &[u8]) -> Result<Response, Fault> {
-    let action: Action = body(text)?;
-    match action.action_type {
-        ActionType::Stop => {
-            let vm = api.vm.borrow();
-            vm.end_signal().report(ExitCause::Stopped, "Stopped through the control socket");
-        }
-    }
-    Ok(Response::done())
-}
-
-fn stats(api: &Api, _: &[u8]) -> Result<Response, Fault> {
-    let vm = api.vm.borrow();
-    let devices: Vec<_> = vm
-        .devices()
-        .iter()
-        .map(|device| json!({ "kind": device.kind, "id": device.id, "counters": &*device.counters }))
-        .collect();
-    let phases: Vec<_> =
-        api.events.phases().iter().map(|(phase, at_ns)| json!({ "phase": phase, "at_ns": at_ns })).collect();
-    Ok(Response::ok(json!({
-        "vcpus": vm.vcpu_stats(),
-        "memory": vm.memory_stats(),
-        "devices": devices,
-        "phases": phases,
-    })))
-}
+#[cfg(test)]
+#[path = "routes_test.rs"]
+mod tests;

@@ -13,12 +13,12 @@ use thiserror::Error;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::timerfd::TimerFd;
 
-use super::http::{self, MAX_REQUEST_BYTES, Refusal, Response};
-use super::routes::Api;
+use super::http::{self, MAX_REQUEST_BYTES, Parsed, Refusal, Response};
+use super::routes::{self, Api};
 
 /// Clients at the same time.
 const MAX_CONNECTIONS: usize = 16;
-/// A client that says nothing for so long is dropped.
+/// A client that doesn't come to the end of a request, or of reading its answer, for so long is dropped.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// How long new clients wait while the process has no descriptor for them.
@@ -114,7 +114,12 @@ impl ControlServer {
             .filter(|(_, connection)| now.duration_since(connection.last_active) > IDLE_TIMEOUT)
             .map(|(fd, _)| *fd)
             .collect();
-        idle.into_iter().for_each(|fd| self.disconnect(fd, ops));
+        for fd in idle {
+            if let Some(connection) = self.connections.get_mut(&fd) {
+                connection.say_timeout();
+            }
+            self.disconnect(fd, ops);
+        }
     }
 
     fn disconnect(&mut self, fd: RawFd, ops: &mut EventOps) {
@@ -150,7 +155,7 @@ impl MutEventSubscriber for ControlServer {
             return self.check(ops);
         }
         let (Some(connection), Some(api)) = (self.connections.get_mut(&fd), &self.api) else { return };
-        match connection.progress(&|request: &http::Request| api.answer(request)) {
+        match connection.progress(&|request: &http::Request| routes::answer(api, request)) {
             Progress::Closed => self.disconnect(fd, ops),
             Progress::WantsRead => drop(ops.modify(Events::new_raw(fd, EventSet::IN))),
             Progress::WantsWrite => drop(ops.modify(Events::new_raw(fd, EventSet::OUT))),
@@ -168,6 +173,9 @@ struct Connection {
     input: Vec<u8>,
     output: Vec<u8>,
     closing: bool,
+    /// The client was told to send the body of the request that is in `input`.
+    continued: bool,
+    /// When the last request was complete, or the client last read a part of an answer.
     last_active: Instant,
 }
 
@@ -179,20 +187,35 @@ enum Progress {
 
 impl Connection {
     fn new(stream: UnixStream) -> Self {
-        Self { stream, input: Vec::new(), output: Vec::new(), closing: false, last_active: Instant::now() }
+        Self {
+            stream,
+            input: Vec::new(),
+            output: Vec::new(),
+            closing: false,
+            continued: false,
+            last_active: Instant::now(),
+        }
     }
 
     /// Reads, answers and writes as far as it goes without waiting. One read a call: other events have their turn.
     fn progress(&mut self, answerer: &dyn Fn(&http::Request) -> Response) -> Progress {
-        self.last_active = Instant::now();
         if self.output.is_empty() && !self.read() {
             return Progress::Closed;
         }
-        self.answer(answerer);
-        if !self.write() || (self.closing && self.output.is_empty()) {
-            return Progress::Closed;
+        // A client that asks faster than it reads has more requests here than fit into one round.
+        loop {
+            self.answer(answerer);
+            let had_output = !self.output.is_empty();
+            if !self.write() || (self.closing && self.output.is_empty()) {
+                return Progress::Closed;
+            }
+            if !self.output.is_empty() {
+                return Progress::WantsWrite;
+            }
+            if !had_output {
+                return Progress::WantsRead;
+            }
         }
-        if self.output.is_empty() { Progress::WantsRead } else { Progress::WantsWrite }
     }
 
     fn read(&mut self) -> bool {
@@ -210,15 +233,32 @@ impl Connection {
     fn answer(&mut self, answerer: &dyn Fn(&http::Request) -> Response) {
         while !self.closing && self.output.len() < MAX_UNSENT_BYTES {
             match http::parse(&self.input) {
-                Ok(None) if self.input.len() <= MAX_REQUEST_BYTES => return,
-                Ok(None) => self.refuse(&Refusal { status: 413, problem: "The request is too long".to_owned() }),
-                Ok(Some((request, used))) => {
+                Ok(Parsed::Partial { .. }) if self.input.len() > MAX_REQUEST_BYTES => {
+                    self.refuse(&Refusal { status: 413, problem: "The request is too long".to_owned() });
+                }
+                Ok(Parsed::Partial { wants_continue }) => {
+                    if wants_continue && !std::mem::replace(&mut self.continued, true) {
+                        self.output.extend(http::CONTINUE);
+                    }
+                    return;
+                }
+                Ok(Parsed::Whole(request, used)) => {
                     self.input.drain(..used);
+                    self.continued = false;
+                    self.last_active = Instant::now();
                     self.closing = !request.keep_alive;
                     self.output.extend(answerer(&request).to_bytes(request.keep_alive));
                 }
                 Err(refusal) => self.refuse(&refusal),
             }
+        }
+    }
+
+    /// Tells a client that is in the middle of a request why it is dropped. One that is idle sees the end of the connection.
+    fn say_timeout(&mut self) {
+        if !self.input.is_empty() && self.output.is_empty() {
+            self.refuse(&Refusal { status: 408, problem: "The request did not come to its end in time".to_owned() });
+            self.write();
         }
     }
 
@@ -230,7 +270,10 @@ impl Connection {
     fn write(&mut self) -> bool {
         while !self.output.is_empty() {
             match self.stream.write(&self.output) {
-                Ok(count) => drop(self.output.drain(..count)),
+                Ok(count) => {
+                    self.output.drain(..count);
+                    self.last_active = Instant::now();
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => return false,

@@ -70,6 +70,79 @@ fn a_client_that_does_not_read_is_not_answered_without_bound() {
     assert!(connection.input.len() <= MAX_REQUEST_BYTES + 8192);
 }
 
+/// A connection and its client's end.
+fn connected() -> (Connection, UnixStream) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    ours.set_nonblocking(true).unwrap();
+    theirs.set_nonblocking(true).unwrap();
+    (Connection::new(ours), theirs)
+}
+
+fn read_all(client: &mut UnixStream) -> String {
+    let mut text = Vec::new();
+    let mut chunk = [0; 65536];
+    while let Ok(count @ 1..) = client.read(&mut chunk) {
+        text.extend_from_slice(&chunk[..count]);
+    }
+    String::from_utf8(text).unwrap()
+}
+
+#[test]
+fn a_client_that_waits_with_its_body_is_told_once_to_go_on() {
+    let (mut connection, mut client) = connected();
+    let done = |_: &http::Request| Response::done();
+    client.write_all(b"PUT / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n").unwrap();
+    assert!(matches!(connection.progress(&done), Progress::WantsRead));
+    assert_eq!(read_all(&mut client), "HTTP/1.1 100 Continue\r\n\r\n");
+    client.write_all(b"12").unwrap();
+    connection.progress(&done);
+    assert_eq!(read_all(&mut client), "");
+    client.write_all(b"34PUT / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n").unwrap();
+    connection.progress(&done);
+    let text = read_all(&mut client);
+    assert!(text.starts_with("HTTP/1.1 204") && text.ends_with("HTTP/1.1 100 Continue\r\n\r\n"), "{text}");
+}
+
+#[test]
+fn a_body_that_is_too_long_is_refused_instead_of_asked_for() {
+    let (text, closing) = talk(b"PUT / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 100000\r\n\r\n");
+    assert!(text.starts_with("HTTP/1.1 413") && closing, "{text}");
+}
+
+#[test]
+fn requests_behind_a_full_answer_are_not_forgotten() {
+    let (mut connection, mut client) = connected();
+    let large = |_: &http::Request| Response::ok(serde_json::Value::String("x".repeat(MAX_UNSENT_BYTES)));
+    client.write_all(&b"GET / HTTP/1.1\r\n\r\n".repeat(3)).unwrap();
+    let mut text = String::new();
+    // The client sends nothing more, it only reads.
+    for _ in 0..10_000 {
+        if !matches!(connection.progress(&large), Progress::WantsWrite) {
+            break;
+        }
+        text.push_str(&read_all(&mut client));
+    }
+    text.push_str(&read_all(&mut client));
+    assert_eq!(text.matches("HTTP/1.1 200").count(), 3);
+}
+
+#[test]
+fn a_client_that_sends_byte_by_byte_does_not_stay_for_ever() {
+    let (mut connection, mut client) = connected();
+    let done = |_: &http::Request| Response::done();
+    let before = connection.last_active;
+    client.write_all(b"GET / HT").unwrap();
+    connection.progress(&done);
+    assert_eq!(connection.last_active, before, "a part of a request is no progress");
+    connection.say_timeout();
+    let text = read_all(&mut client);
+    assert!(text.starts_with("HTTP/1.1 408") && text.contains("Connection: close"), "{text}");
+
+    let (mut connection, mut client) = connected();
+    connection.say_timeout();
+    assert_eq!(read_all(&mut client), "", "an idle client sees the end only");
+}
+
 #[test]
 fn only_the_owner_may_connect() {
     use std::os::unix::fs::PermissionsExt;

@@ -1,5 +1,6 @@
 //! The bus: slots, the enhanced configuration access mechanism (ECAM) and the window for BARs.
 
+use std::fmt;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -26,6 +27,13 @@ const REGISTER_STRIDE: u64 = 2 * REGISTER_BYTES as u64;
 /// Position on bus 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PciSlot(pub u8);
+
+impl fmt::Display for PciSlot {
+    /// As Linux writes it: `0000:00:05.0`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "0000:00:{:02x}.0", self.0)
+    }
+}
 
 /// The bus can't be made.
 #[derive(Debug, Error)]
