@@ -1,7 +1,7 @@
 //! The `hull-vmm` process: its start, its events, and the truth about its end.
 
 use std::fmt;
-use std::io::{self, Seek, SeekFrom, Write};
+use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use hull_vmm::config::VmConfig;
 use hull_vmm::report::{ExitCause, ExitReport, VmEvent};
-use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::fcntl::{FcntlArg, fcntl};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
@@ -143,19 +143,20 @@ enum Order {
 }
 
 impl Monitor {
-    /// Starts `program`; its configuration and its event stream are inherited descriptors.
+    /// Starts `program`; its configuration and its event stream are inherited descriptors. It waits for the configuration, and
+    /// whatever happens to this process from now on, it removes `runtime_dir`, which may not exist yet.
     pub(crate) fn spawn(
         program: &Path,
-        config: &VmConfig,
         runtime_dir: &Path,
         id: &str,
         timeline: Arc<Timeline>,
-    ) -> Result<Self, SandboxError> {
+    ) -> Result<(Self, ConfigPipe), SandboxError> {
         let failed = |source| SandboxError::Spawn { program: program.to_owned(), source };
         let (events, theirs) = std::os::unix::net::UnixStream::pair().map_err(failed)?;
         events.set_nonblocking(true).map_err(failed)?;
         let events = UnixStream::from_std(events).map_err(failed)?;
-        let (config, theirs) = (config_file(config).map_err(failed)?, OwnedFd::from(theirs));
+        let (config, pipe) = io::pipe().map_err(failed)?;
+        let (config, theirs) = (OwnedFd::from(config), OwnedFd::from(theirs));
         let (said, said_writer) = io::pipe().map_err(failed)?;
         let said = pipe::Receiver::from_owned_fd(said.into()).map_err(failed)?;
         let mut command = Command::new(program);
@@ -185,7 +186,7 @@ impl Monitor {
             tracing::debug!(?end, "hull-vmm has ended");
             let _ = sender.send(Some(Arc::new(end)));
         });
-        Ok(Self { end, orders, task, pid })
+        Ok((Self { end, orders, task, pid }, ConfigPipe(pipe)))
     }
 
     /// Its process identifier.
@@ -226,12 +227,21 @@ impl Drop for Monitor {
     }
 }
 
-fn config_file(config: &VmConfig) -> io::Result<OwnedFd> {
-    let json = serde_json::to_vec(config)?;
-    let mut file = std::fs::File::from(memfd_create(c"hull-vm-config", MFdFlags::MFD_CLOEXEC)?);
-    file.write_all(&json)?;
-    file.seek(SeekFrom::Start(0))?;
-    Ok(file.into())
+/// Where the monitor waits for its configuration. Dropping it without one ends the monitor.
+pub(crate) struct ConfigPipe(io::PipeWriter);
+
+impl ConfigPipe {
+    /// Hands over the configuration.
+    pub(crate) fn send(mut self, config: &VmConfig) -> io::Result<()> {
+        let json = serde_json::to_vec(config)?;
+        // Room for all of it, so that a monitor that doesn't read can't stop this process. What fits anyway needs none.
+        let _ = fcntl(&self.0, FcntlArg::F_SETPIPE_SZ(i32::try_from(json.len()).unwrap_or(i32::MAX)));
+        match self.0.write_all(&json) {
+            // A monitor that ended already says why itself.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            result => result,
+        }
+    }
 }
 
 /// Collects events and messages until the process is gone.

@@ -12,7 +12,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::agent::{self, AgentError, AgentErrorKind, CALL_TIMEOUT};
 use crate::error::SandboxError;
-use crate::monitor::{Monitor, VmEnd};
+use crate::monitor::{ConfigPipe, Monitor, VmEnd};
 use crate::runtime_dir::{RuntimeDir, RuntimeRoot, SandboxRecord, SandboxStatus};
 use crate::timeline::{Timeline, now_ns};
 use crate::token_gate::{Pending, TokenGate};
@@ -71,16 +71,12 @@ pub(crate) struct Shared {
 impl Sandbox {
     /// Boots a VM and returns when its agent answers. On an error nothing is left behind.
     pub async fn create(config: SandboxConfig, timeline: Arc<Timeline>) -> Result<Self, SandboxError> {
-        let dir = config.root.create(&config.record)?;
-        let socket = |port: u32| dir.path().join(format!("{VSOCK_NAME}_{port}"));
-        let ready = TokenGate::listen(&socket(READY_PORT))?;
-        let streams = TokenGate::listen(&socket(STREAM_PORT))?;
-        let mut pending = ready.expect()?;
-        let vm = vm_config(&config, dir.path(), pending.token());
+        // The monitor first: from then on the directory goes away even if this process is killed right after it made it.
+        let path = config.root.path().join(&config.record.id);
         timeline.mark("monitor spawned");
-        let monitor = Monitor::spawn(&config.monitor, &vm, dir.path(), &config.record.id, Arc::clone(&timeline))?;
-        let agent = match bring_up(&config, dir.path(), &monitor, &mut pending, &timeline).await {
-            Ok(agent) => agent,
+        let (monitor, pipe) = Monitor::spawn(&config.monitor, &path, &config.record.id, Arc::clone(&timeline))?;
+        let (dir, streams, agent) = match Self::boot(&config, &monitor, pipe, &timeline).await {
+            Ok(parts) => parts,
             Err(error) => {
                 monitor.kill();
                 let _ = timeout(KILL_TIMEOUT, monitor.ended()).await;
@@ -90,6 +86,24 @@ impl Sandbox {
         let record = SandboxRecord { monitor_pid: monitor.pid(), ..config.record };
         let shared = Shared { agent, monitor, streams, timeline };
         Ok(Self { shared: Arc::new(shared), dir, record })
+    }
+
+    /// Makes the directory with its sockets, and tells the monitor what to boot.
+    async fn boot(
+        config: &SandboxConfig,
+        monitor: &Monitor,
+        pipe: ConfigPipe,
+        timeline: &Timeline,
+    ) -> Result<(RuntimeDir, TokenGate, AgentClient), SandboxError> {
+        let dir = config.root.create(&config.record)?;
+        let socket = |port: u32| dir.path().join(format!("{VSOCK_NAME}_{port}"));
+        let ready = TokenGate::listen(&socket(READY_PORT))?;
+        let streams = TokenGate::listen(&socket(STREAM_PORT))?;
+        let mut pending = ready.expect()?;
+        let vm = vm_config(config, dir.path(), pending.token());
+        pipe.send(&vm).map_err(|source| SandboxError::Spawn { program: config.monitor.clone(), source })?;
+        let agent = bring_up(config, dir.path(), monitor, &mut pending, timeline).await?;
+        Ok((dir, streams, agent))
     }
 
     /// Its entry in the runtime directory.

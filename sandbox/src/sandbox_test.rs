@@ -22,7 +22,7 @@ use crate::timeline::Timeline;
 use crate::{AgentErrorKind, SandboxError};
 
 const ID: &str = "0123456789ab";
-const SAVE_CONFIG: &str = "cat <&$3 > config.new; mv config.new config.json";
+const SAVE_CONFIG: &str = "printf %s \"$config\" > config.new; mv config.new config.json";
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A runtime root and a monitor that is a shell script; the script runs in the sandbox's directory.
@@ -35,7 +35,7 @@ impl Scene {
         let dir = tempfile::tempdir().unwrap();
         let program = dir.path().join("vmm");
         // run --config-fd N --events-fd N --runtime-dir DIR --id ID
-        fs::write(&program, format!("#!/bin/bash\ncd \"$7\" || exit 9\n{script}\n")).unwrap();
+        fs::write(&program, format!("#!/bin/bash\nconfig=$(cat <&$3)\ncd \"$7\" || exit 9\n{script}\n")).unwrap();
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         fs::create_dir(dir.path().join("run")).unwrap();
         Self { dir }

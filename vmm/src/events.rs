@@ -50,13 +50,13 @@ impl EventStream {
         self.file.as_ref().map(AsRawFd::as_raw_fd)
     }
 
-    /// Whether the other end is closed: the front door is gone.
-    pub fn is_hung_up(&self) -> bool {
+    /// Whether the other end is closed, or will be within `grace`: the front door is gone.
+    pub fn is_hung_up(&self, grace: Duration) -> bool {
         let Some(file) = &self.file else { return false };
         let gone = PollFlags::POLLHUP | PollFlags::POLLERR;
         let mut fds = [PollFd::new(file.as_fd(), PollFlags::empty())];
-        matches!(poll(&mut fds, PollTimeout::ZERO), Ok(1))
-            && fds.iter().any(|fd| fd.revents().is_some_and(|r| r.intersects(gone)))
+        let grace = PollTimeout::try_from(grace).unwrap_or(PollTimeout::ZERO);
+        matches!(poll(&mut fds, grace), Ok(1)) && fds.iter().any(|fd| fd.revents().is_some_and(|r| r.intersects(gone)))
     }
 
     /// Records a phase and tells the front door.
@@ -178,9 +178,9 @@ mod tests {
     fn a_reader_that_left_is_no_error() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let events = EventStream::over(ours.into()).unwrap();
-        assert!(!events.is_hung_up());
+        assert!(!events.is_hung_up(Duration::ZERO));
         drop(theirs);
-        assert!(events.is_hung_up());
+        assert!(events.is_hung_up(Duration::ZERO));
         events.phase(BootPhase::MemoryReady);
         events.exited(report());
     }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::error::ErrorKind;
@@ -26,6 +27,9 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// Twice the most vsock connections.
 const MAX_FILES: u64 = 4096;
+
+/// The descriptors of a killed front door close one after the other: that of the configuration before that of the events.
+const CONFIG_GRACE: Duration = Duration::from_secs(1);
 
 /// Hull's virtual machine monitor: runs one VM.
 #[derive(Debug, Parser)]
@@ -222,7 +226,7 @@ fn run(args: RunArgs) -> ExitCode {
     let cleanup = Arc::new(Cleanup::new(args.runtime_dir.clone()));
     let config = match read_run_config(&args) {
         Ok(config) => config,
-        Err(error) => return fail_start(&events, &cleanup, error.as_ref()),
+        Err(error) => return fail_start(&events, &cleanup, error.as_ref(), CONFIG_GRACE),
     };
     end_process_on_panic(events.clone(), cleanup.clone());
     match run_vm(config, args, &events, &cleanup) {
@@ -234,7 +238,7 @@ fn run(args: RunArgs) -> ExitCode {
             events.exited(report);
             code
         }
-        Err(error) => fail_start(&events, &cleanup, error.as_ref()),
+        Err(error) => fail_start(&events, &cleanup, error.as_ref(), Duration::ZERO),
     }
 }
 
@@ -285,10 +289,10 @@ fn run_vm(config: VmConfig, args: RunArgs, events: &Arc<EventStream>, cleanup: &
     Ok(report)
 }
 
-fn fail_start(events: &EventStream, cleanup: &Cleanup, error: &(dyn Error + 'static)) -> ExitCode {
+fn fail_start(events: &EventStream, cleanup: &Cleanup, error: &(dyn Error + 'static), grace: Duration) -> ExitCode {
     complain(error);
     events.exited(ExitReport { cause: ExitCause::StartFailed, message: one_line(error), console_tail: String::new() });
-    if events.is_hung_up() {
+    if events.is_hung_up(grace) {
         cleanup.everything();
     } else {
         cleanup.sockets();
