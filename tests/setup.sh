@@ -9,6 +9,7 @@ build-essential    | C compiler and make: guest kernel, testbed, C code in Rust 
 pkg-config         | guest kernel: finds libelf
 libelf-dev         | guest kernel (objtool)
 libseccomp-dev     | guest agent: seccomp filters of containers, linked statically
+libcap-ng-dev      | monitor: rights of the thread that serves shared directories, linked statically
 linux-source-6.12  | source of the guest kernel
 xz-utils           | unpacks the kernel source
 flex               | guest kernel configuration

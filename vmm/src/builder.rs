@@ -165,6 +165,9 @@ fn plug_devices(
     for interface in &config.network_interfaces {
         devices.plug_interface(interface, config.machine_config.vcpu_count)?;
     }
+    for share in &config.shares {
+        devices.plug_share(share)?;
+    }
     if let Some(vsock) = &config.vsock {
         devices.plug_vsock(vsock)?;
     }

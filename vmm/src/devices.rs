@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use nix::sys::resource::{Resource, getrlimit};
 use serde::Serialize;
 use thiserror::Error;
 
@@ -14,12 +15,17 @@ use crate::virtio::blk::{Block, BlockConfig, BlockError};
 use crate::virtio::console::Console;
 use crate::virtio::counters::Counters;
 use crate::virtio::device::VirtioDevice;
+use crate::virtio::fs::{Share, ShareError};
 use crate::virtio::net::{Net, NetConfig, NetControl, NetError};
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::{Vsock, VsockError};
 
 /// Name of the only balloon.
 const BALLOON_ID: &str = "balloon";
+/// Open files that aren't for shares: twice the most vsock connections, images, and the monitor's own.
+const FILES_RESERVED: u64 = 6144;
+/// On a host that allows few open files, shares get these all the same, and may run out of what is there.
+const MIN_FILES_PER_SHARE: u64 = 512;
 
 /// A device can't be made, found or plugged.
 #[derive(Debug, Error)]
@@ -33,6 +39,9 @@ pub enum DeviceError {
     /// Network device.
     #[error(transparent)]
     Net(#[from] NetError),
+    /// Share.
+    #[error(transparent)]
+    Share(#[from] ShareError),
     /// Socket device.
     #[error(transparent)]
     Vsock(#[from] VsockError),
@@ -60,6 +69,8 @@ pub enum Kind {
     Drive,
     /// virtio network.
     Network,
+    /// virtio file system.
+    Share,
     /// virtio socket.
     Vsock,
     /// virtio entropy.
@@ -74,6 +85,7 @@ impl fmt::Display for Kind {
             Self::Console => "console",
             Self::Drive => "drive",
             Self::Network => "network",
+            Self::Share => "share",
             Self::Vsock => "vsock",
             Self::Entropy => "entropy",
             Self::Balloon => "balloon",
@@ -173,6 +185,11 @@ impl Devices {
         found.ok_or_else(|| DeviceError::Unknown(Kind::Network, id.to_owned()))
     }
 
+    /// Plugs a directory, by its tag.
+    pub fn plug_share(&mut self, share: &config::Share) -> Result<PciSlot, DeviceError> {
+        self.plug(Kind::Share, &share.tag, Box::new(Share::new(share, files_per_share())?))
+    }
+
     /// Plugs the socket device.
     pub fn plug_vsock(&mut self, vsock: &config::Vsock) -> Result<PciSlot, DeviceError> {
         self.plug(Kind::Vsock, "vsock", Box::new(Vsock::new(vsock.guest_cid, &vsock.uds_path)?))
@@ -246,4 +263,11 @@ impl Devices {
         }
         Ok(())
     }
+}
+
+/// How many files a share may hold open: an equal part of what the process may, with room left for everything else.
+fn files_per_share() -> u64 {
+    let soft = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
+    let shares = config::MAX_SHARES as u64;
+    (soft.saturating_sub(FILES_RESERVED) / shares).max(MIN_FILES_PER_SHARE)
 }

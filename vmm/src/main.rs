@@ -25,8 +25,8 @@ use hull_vmm::vm::{EndSignal, Ending};
 use hull_vmm::{fd, log, memory};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// Twice the most vsock connections.
-const MAX_FILES: u64 = 4096;
+/// Most open files: what vsock connections need, and 65,000 for each share. Nothing in the monitor is sized by it.
+const MAX_FILES: u64 = 1 << 20;
 
 /// The descriptors of a killed front door close one after the other: that of the configuration before that of the events.
 const CONFIG_GRACE: Duration = Duration::from_secs(1);
@@ -242,7 +242,8 @@ fn run(args: RunArgs) -> ExitCode {
     }
 }
 
-/// Each vsock connection is a descriptor, and there must be some left for the control socket whatever the guest opens.
+/// Each vsock connection is a descriptor, and so is each file of a share that the guest knows; there must be some left for the
+/// control socket whatever the guest opens.
 fn raise_file_limit() {
     if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, soft.max(MAX_FILES.min(hard)), hard);

@@ -210,3 +210,34 @@ proptest! {
         let _ = VmConfig::from_json(with(&format!("\"{name}\": {value}")).as_bytes());
     }
 }
+
+#[test]
+fn shares_are_checked() {
+    let parse = |share: &str| {
+        let text = format!(r#"{{"boot-source": {{"kernel_image_path": "/k"}}, "shares": [{share}]}}"#);
+        VmConfig::from_json(text.as_bytes())
+    };
+    let share = |more: &str| parse(&format!(r#"{{"tag": "t", "path_on_host": "/x" {more}}}"#));
+    let config = share("").unwrap();
+    assert_eq!(config.shares[0].cache, ShareCache::Auto);
+    assert!(!config.shares[0].is_read_only && !config.shares[0].xattr && !config.shares[0].writeback);
+    assert!(
+        share(r#", "cache": "always", "writeback": true, "uid_map": [{"guest": 0, "host": 5, "count": 9}]"#).is_ok()
+    );
+    for (more, problem) in [
+        (r#", "cache": "never", "writeback": true"#, "cache"),
+        (r#", "cache": "sometimes""#, "shares[0].cache"),
+        (r#", "uid_map": [{"guest": 0, "host": 5, "count": 0}]"#, "at least 1"),
+        (r#", "gid_map": [{"guest": 4294967295, "host": 5, "count": 1}]"#, "ends behind"),
+        (r#", "gid_map": [{"guest": 0, "host": 0, "count": 9}, {"guest": 100, "host": 8, "count": 1}]"#, "overlap"),
+    ] {
+        let error = share(more).unwrap_err().to_string();
+        assert!(error.contains(problem), "{more}: {error}");
+    }
+    for tag in ["", "a b", "x".repeat(37).as_str()] {
+        let error = parse(&format!(r#"{{"tag": "{tag}", "path_on_host": "/x"}}"#)).unwrap_err().to_string();
+        assert!(error.contains("shares[0].tag"), "{error}");
+    }
+    let two = r#"{"tag": "t", "path_on_host": "/x"}, {"tag": "t", "path_on_host": "/y"}"#;
+    assert!(parse(two).unwrap_err().to_string().contains("called t already"));
+}

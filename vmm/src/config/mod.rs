@@ -11,6 +11,7 @@ mod entropy;
 mod limiter;
 mod machine;
 mod network;
+mod share;
 mod vsock;
 
 use std::io::{self, Read};
@@ -31,6 +32,7 @@ pub use self::entropy::Entropy;
 pub use self::limiter::{MAX_BUCKET_SIZE, MAX_REFILL_TIME_MS, RateLimiter, TokenBucket};
 pub use self::machine::{CpuTemplate, HugePages, MachineConfig};
 pub use self::network::{MAX_IFACE_ID_BYTES, MAX_INTERFACES, MIN_MTU, MacAddress, NetworkInterface};
+pub use self::share::{IdRange, MAX_SHARES, MAX_TAG_BYTES, Share, ShareCache};
 pub use self::vsock::{MAX_UDS_PATH_BYTES, MIN_GUEST_CID, Vsock};
 
 /// Longest configuration.
@@ -56,6 +58,9 @@ pub struct VmConfig {
     /// Network interfaces, in the order in which the guest finds them.
     #[serde(rename = "network-interfaces", default, skip_serializing_if = "Vec::is_empty")]
     pub network_interfaces: Vec<NetworkInterface>,
+    /// Directories of the host that the guest can mount.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shares: Vec<Share>,
     /// Socket device between host and guest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vsock: Option<Vsock>,
@@ -161,6 +166,7 @@ impl VmConfig {
         drive::validate_all(&self.drives)?;
         self.balloon.as_ref().map_or(Ok(()), |balloon| balloon.validate(self.machine_config.mem_size_mib))?;
         network::validate_all(&self.network_interfaces)?;
+        share::validate_all(&self.shares)?;
         self.vsock.as_ref().map_or(Ok(()), Vsock::validate)?;
         self.console.as_ref().map_or(Ok(()), Console::validate)?;
         if let Some(path) = &self.control_socket {

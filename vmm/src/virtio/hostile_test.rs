@@ -14,6 +14,7 @@ use super::balloon::{Balloon, BalloonConfig};
 use super::blk::{Block, BlockConfig};
 use super::console::{Console, ConsoleSink};
 use super::device::VirtioDevice;
+use super::fs::Share;
 use super::net::{Backend, Net, NetConfig};
 use super::rng::Rng;
 use super::testing::{Driver, Machine};
@@ -58,6 +59,12 @@ fn device(kind: usize, directory: &Path) -> Box<dyn VirtioDevice> {
         }
         2 => Box::new(Vsock::new(3, &directory.join("v")).unwrap()),
         3 => Box::new(net(directory)),
+        5 => {
+            let path = directory.join("share");
+            std::fs::create_dir(&path).unwrap();
+            let json = serde_json::json!({ "tag": "t", "path_on_host": path });
+            Box::new(Share::new(&serde_json::from_value(json).unwrap(), 100).unwrap())
+        }
         _ => {
             let path = directory.join("disk");
             std::fs::write(&path, [0; 65536]).unwrap();
@@ -156,7 +163,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: std::env::var("HULL_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(200), max_shrink_iters: 200, ..ProptestConfig::default() })]
 
     #[test]
-    fn nothing_that_a_driver_does_hurts(kind in 0..6usize, acts in prop::collection::vec(act(), 1..60)) {
+    fn nothing_that_a_driver_does_hurts(kind in 0..7usize, acts in prop::collection::vec(act(), 1..60)) {
         let directory = TempDir::new().unwrap();
         let machine = Machine::new();
         let mut driver = machine.plug(device(kind, directory.path()));

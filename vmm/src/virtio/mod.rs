@@ -6,6 +6,7 @@ pub mod buffers;
 pub mod console;
 pub mod counters;
 pub mod device;
+pub mod fs;
 pub mod net;
 pub mod queue;
 pub mod rate_limiter;

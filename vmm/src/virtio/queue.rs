@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::buffers::{Reader, Writer};
@@ -54,6 +54,26 @@ pub struct Chain<'m> {
     pub writer: Writer<'m>,
     /// To be given back by [`VirtQueue::complete`].
     pub head: Head,
+}
+
+/// A request by the places of its buffers, checked as a whole, for a device whose library wants addresses. What the ring says
+/// is read once: a guest that changes its descriptors later changes nothing here.
+pub struct PieceChain {
+    /// What the driver sent.
+    pub readable: Vec<Piece>,
+    /// Where the answer goes.
+    pub writable: Vec<Piece>,
+    /// To be given back by [`VirtQueue::complete`].
+    pub head: Head,
+}
+
+/// A part of a buffer that lies in one region of guest memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Piece {
+    /// Where it starts.
+    pub address: GuestAddress,
+    /// Its size.
+    pub len_bytes: u32,
 }
 
 /// The right to complete one request.
@@ -106,12 +126,22 @@ impl VirtQueue {
     /// Gives available chains to `handle`, until there are none. After a few rounds of the ring, or when it takes long, it stops
     /// and rings the doorbell itself, so that a driver that never stops or asks for much can't keep the worker from its other
     /// work, and from a pause or a stop.
-    pub fn drain<'m>(&mut self, memory: &'m GuestMemoryMmap, mut handle: impl FnMut(&mut Self, Chain<'m>)) {
+    pub fn drain<'m>(&mut self, memory: &'m GuestMemoryMmap, handle: impl FnMut(&mut Self, Chain<'m>)) {
+        self.drain_as(memory, Self::pop, handle);
+    }
+
+    /// [`drain`](VirtQueue::drain) for chains in the form that `pop` takes them from the ring.
+    pub fn drain_as<'m, C>(
+        &mut self,
+        memory: &'m GuestMemoryMmap,
+        pop: impl Fn(&mut Self, &'m GuestMemoryMmap) -> Option<C>,
+        mut handle: impl FnMut(&mut Self, C),
+    ) {
         let mut budget = 4 * u32::from(self.queue.size());
         let start = Instant::now();
         self.disable_notification(memory);
         loop {
-            while let Some(chain) = self.pop(memory) {
+            while let Some(chain) = pop(self, memory) {
                 handle(self, chain);
                 budget = budget.saturating_sub(1);
                 if budget == 0 || start.elapsed() >= DRAIN_TIME {
@@ -131,6 +161,19 @@ impl VirtQueue {
 
     /// The next available chain.
     pub fn pop<'m>(&mut self, memory: &'m GuestMemoryMmap) -> Option<Chain<'m>> {
+        self.pop_as(memory, collect)
+    }
+
+    /// The next available chain, as pieces.
+    pub fn pop_pieces(&mut self, memory: &GuestMemoryMmap) -> Option<PieceChain> {
+        self.pop_as(memory, collect_pieces)
+    }
+
+    fn pop_as<'m, C>(
+        &mut self,
+        memory: &'m GuestMemoryMmap,
+        collect: impl Fn(Descriptors<'m>, &'m GuestMemoryMmap, u16) -> Result<C, RingError>,
+    ) -> Option<C> {
         if self.broken {
             return None;
         }
@@ -259,37 +302,68 @@ impl VirtQueue {
     }
 }
 
-/// Walks a chain once.
-fn collect<'m>(
-    descriptors: DescriptorChain<&'m GuestMemoryMmap>,
-    memory: &'m GuestMemoryMmap,
-    size: u16,
-) -> Result<Chain<'m>, RingError> {
-    let head = descriptors.head_index();
+type Descriptors<'m> = DescriptorChain<&'m GuestMemoryMmap>;
+
+fn collect<'m>(chain: Descriptors<'m>, memory: &'m GuestMemoryMmap, size: u16) -> Result<Chain<'m>, RingError> {
     let mut readable = Vec::new();
     let mut writable = Vec::new();
+    let head = walk(chain, size, |descriptor| {
+        let part = if descriptor.is_write_only() { &mut writable } else { &mut readable };
+        add_slices(part, descriptor, memory)
+    })?;
+    Ok(Chain { reader: Reader::new(readable), writer: Writer::new(writable), head })
+}
+
+fn collect_pieces(chain: Descriptors<'_>, memory: &GuestMemoryMmap, size: u16) -> Result<PieceChain, RingError> {
+    let mut readable = Vec::new();
+    let mut writable = Vec::new();
+    let head = walk(chain, size, |descriptor| {
+        let part = if descriptor.is_write_only() { &mut writable } else { &mut readable };
+        add_pieces(part, descriptor, memory)
+    })?;
+    Ok(PieceChain { readable, writable, head })
+}
+
+/// Walks a chain once, and checks its shape. `add` says whether a buffer is in memory.
+fn walk(
+    descriptors: Descriptors<'_>,
+    size: u16,
+    mut add: impl FnMut(&Descriptor) -> Option<()>,
+) -> Result<Head, RingError> {
+    let head = descriptors.head_index();
+    let mut writable = false;
     // `virtio-queue` ends a bad chain as it ends a good one; a good one ends with a descriptor that has no next.
     let mut ended = false;
     for (count, descriptor) in descriptors.enumerate() {
         if count >= usize::from(size) {
             return Err(RingError::TooLong(head));
         }
-        let part = if descriptor.is_write_only() { &mut writable } else { &mut readable };
-        add_slices(part, &descriptor, memory).ok_or(RingError::OutsideMemory(head))?;
-        if !descriptor.is_write_only() && !writable.is_empty() {
+        if writable && !descriptor.is_write_only() {
             return Err(RingError::Order(head));
         }
+        writable = descriptor.is_write_only();
+        add(&descriptor).ok_or(RingError::OutsideMemory(head))?;
         ended = !descriptor.has_next();
     }
     if !ended {
         return Err(RingError::Unterminated(head));
     }
-    Ok(Chain { reader: Reader::new(readable), writer: Writer::new(writable), head: Head(head) })
+    Ok(Head(head))
 }
 
 fn add_slices<'m>(part: &mut Vec<GuestSlice<'m>>, descriptor: &Descriptor, memory: &'m GuestMemoryMmap) -> Option<()> {
     for slice in memory.get_slices(descriptor.addr(), usize::try_from(descriptor.len()).ok()?) {
         part.push(slice.ok()?);
+    }
+    Some(())
+}
+
+fn add_pieces(part: &mut Vec<Piece>, descriptor: &Descriptor, memory: &GuestMemoryMmap) -> Option<()> {
+    let mut address = descriptor.addr();
+    for slice in memory.get_slices(address, usize::try_from(descriptor.len()).ok()?) {
+        let len_bytes = u32::try_from(slice.ok()?.len()).ok()?;
+        part.push(Piece { address, len_bytes });
+        address = address.checked_add(u64::from(len_bytes))?;
     }
     Some(())
 }

@@ -82,6 +82,8 @@ pub mod device_type {
     pub const BALLOON: u16 = 5;
     /// Socket device.
     pub const SOCKET: u16 = 19;
+    /// File system device.
+    pub const FILE_SYSTEM: u16 = 26;
 }
 
 /// virtio over PCI (section 4.1).
