@@ -25,6 +25,9 @@ uidmap             | test image with Debian, made without root
 erofs-utils        | tests: fsck.erofs checks the images that Hull writes
 docker-registry    | tests: a real registry to pull from
 skopeo             | tests: pushes images to it
+iperf3             | tests: traffic between guest and host
+iproute2           | tests: tap interfaces
+passt              | tests: the peer of a network interface without a tap
 shellcheck         | make lint
 LIST
 )

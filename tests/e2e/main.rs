@@ -22,6 +22,7 @@ mod limits;
 mod machine;
 mod memory;
 mod monitor;
+mod network;
 mod process;
 mod registry;
 mod stdio;

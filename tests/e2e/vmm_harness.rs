@@ -33,9 +33,14 @@ pub struct Vm {
 impl Vm {
     /// `init` is the rest of the guest's `/init`, a shell script. The guest panics when it ends without powering off.
     pub fn with_init(init: &str) -> Self {
+        Self::with_programs(&[], init)
+    }
+
+    /// As [`Vm::with_init`], with programs of the host and their libraries in `/bin`.
+    pub fn with_programs(programs: &[&str], init: &str) -> Self {
         let vm = Self::with_kernel(&prefix().join("lib/hull/vmlinux"));
         let archive = vm.path("initramfs");
-        fs::write(&archive, initramfs(&format!("{INIT_BEGIN}{init}\n"))).unwrap();
+        fs::write(&archive, initramfs(&format!("{INIT_BEGIN}{init}\n"), programs)).unwrap();
         vm.set("/boot-source/initrd_path", json!(archive))
     }
 
@@ -205,13 +210,30 @@ impl Drop for Started {
     }
 }
 
-/// An archive with static busybox and `init`.
-fn initramfs(init: &str) -> Vec<u8> {
+/// The program of this name and the libraries that its loader would load.
+fn program_files(program: &str) -> Vec<PathBuf> {
+    let path = ["/usr/bin", "/usr/sbin"].map(|directory| Path::new(directory).join(program));
+    let path = path.into_iter().find(|path| path.exists()).unwrap_or_else(|| panic!("{program} is not installed"));
+    let list = Command::new("ldd").arg(&path).output().unwrap();
+    let list = String::from_utf8(list.stdout).unwrap();
+    let libraries = list.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from);
+    std::iter::once(path).chain(libraries).collect()
+}
+
+/// An archive with static busybox, `init` and programs of the host.
+fn initramfs(init: &str, programs: &[&str]) -> Vec<u8> {
     let busybox = ["/bin/busybox", "/usr/bin/busybox"].iter().find_map(|path| fs::read(path).ok());
     let busybox = busybox.expect("busybox is there (Debian package busybox-static)");
     let mut archive = Archive::default();
-    for directory in ["bin", "dev", "proc", "sys"] {
+    let directories = ["bin", "dev", "proc", "sys", "tmp", "lib", "lib64", "lib/x86_64-linux-gnu"];
+    for directory in directories {
         archive.add(directory, 0o040_755, (0, 0), b"");
+    }
+    for file in programs.iter().flat_map(|program| program_files(program)) {
+        let name = file.file_name().unwrap().to_str().unwrap();
+        let parent = file.parent().unwrap().to_str().unwrap().trim_start_matches("/usr").trim_start_matches('/');
+        let parent = if parent.ends_with("bin") { "bin" } else { parent };
+        archive.add(&format!("{parent}/{name}"), 0o100_755, (0, 0), &fs::read(&file).unwrap());
     }
     // The kernel opens it for init before anything is mounted.
     archive.add("dev/console", 0o020_600, (5, 1), b"");

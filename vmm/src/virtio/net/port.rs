@@ -17,7 +17,7 @@ pub enum PortError {
     Empty,
     /// The other side takes nothing now.
     Full,
-    /// The other side doesn't take this frame.
+    /// The frame can't be taken, or given.
     Frame,
     /// There is no other side any more, for this reason.
     Gone(String),
@@ -71,6 +71,8 @@ impl Port {
                 match retry(|| parts.read(queue, &mut header, space, tail)) {
                     Ok(bytes) => Ok((Header::from_bytes(header), bytes.saturating_sub(HEADER_BYTES))),
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(PortError::Empty),
+                    // A frame that the header can't describe. It is gone, and the next one may be better.
+                    Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Err(PortError::Frame),
                     Err(_) => Err(gone(tap)),
                 }
             }

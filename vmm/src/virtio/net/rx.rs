@@ -94,9 +94,9 @@ impl Receiver {
         self.held = None;
         for _ in 0..FRAMES_AT_ONCE {
             match port.receive(&[], &mut self.tail) {
-                Ok(_) => {}
+                Ok(_) | Err(PortError::Frame) => {}
                 Err(PortError::Gone(reason)) => return Stop::Gone(reason),
-                Err(_) => return Stop::PortEmpty,
+                Err(PortError::Empty | PortError::Full) => return Stop::PortEmpty,
             }
         }
         Stop::Budget
@@ -119,7 +119,11 @@ impl Receiver {
         let (mut header, bytes) = match port.receive(&space, &mut self.tail) {
             Ok(frame) => frame,
             Err(PortError::Gone(reason)) => return Err(Stop::Gone(reason)),
-            Err(_) => return Err(Stop::PortEmpty),
+            Err(PortError::Frame) => {
+                self.counters.errors.add(1);
+                return Ok(());
+            }
+            Err(PortError::Empty | PortError::Full) => return Err(Stop::PortEmpty),
         };
         let total = HEADER_BYTES + bytes;
         self.expected = total.max(self.expected - self.expected / 8).max(LEAST_BYTES);

@@ -85,7 +85,8 @@ impl Shared {
 
     /// Changes it. `None` if the host refuses.
     pub fn set_guest_offloads(&self, features: u64) -> Option<()> {
-        if let Some(tap) = &self.tap {
+        // A tap that is gone leaves nothing unfinished any more.
+        if let Some(tap) = self.tap.as_ref().filter(|_| !self.is_lost()) {
             tap.set_guest_offloads(features).ok()?;
         }
         self.guest_offloads.store(features, Ordering::Release);

@@ -8,6 +8,7 @@
 
 use std::error::Error;
 use std::net::UdpSocket;
+use std::os::fd::{AsRawFd, IntoRawFd};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use std::time::Duration;
 use nix::sched::{CloneFlags, unshare};
 
 use super::spec::{HEADER_BYTES, feature};
+use super::tap::Tap;
 use super::{Backend, Net, NetConfig, NetControl};
 use crate::virtio::spec::feature as ring_feature;
 use crate::virtio::testing::{Driver, Machine, Part, wait_for};
@@ -301,8 +303,30 @@ fn a_deleted_tap_takes_the_link_down() {
     if !own_network() {
         return;
     }
-    let guest = Guest::new(2, 0);
+    let mut guest = Guest::new(2, 0);
     assert_eq!(guest.machine.device_read(guest.driver.device + 6), [1, 0]);
     ip("link del tap7");
     wait_for("link down", || guest.machine.device_read(guest.driver.device + 6) == [0, 0]);
+    guest.driver.start();
+    assert_eq!(guest.machine.device_read(guest.driver.device + 6), [0, 0]);
+}
+
+#[test]
+fn an_inherited_descriptor_is_taken_once() {
+    if !own_network() {
+        return;
+    }
+    let tap = Tap::open("tap7", 1, None).unwrap();
+    let inherited = |number| Net::new(&NetConfig { backend: Backend::TapDescriptor(number), ..config(4) });
+    // What is close-on-exec was not inherited.
+    assert!(inherited(tap.queue(0).unwrap().as_raw_fd()).is_err());
+    let number = nix::unistd::dup(tap.queue(0).unwrap()).unwrap().into_raw_fd();
+    drop(tap);
+    let net = inherited(number).unwrap();
+    assert_eq!(net.pairs, 1);
+    assert!(inherited(number).is_err());
+    assert!(ip("link show tap7").contains("mtu"));
+    drop(net);
+    // Another test's child may have inherited it for a moment.
+    wait_for("the descriptor to be closed", || ip("link show tap7").contains("does not exist"));
 }
