@@ -155,7 +155,7 @@ fn plug_devices(
     let pages = Arc::new(ConfigPages::new()?);
     kvm.add_read_only_memory(pages.host_range(GuestAddress(layout::ECAM_START)))?;
     let root = PciRoot::new(pages, layout::BAR_WINDOW, Arc::new(kvm.fabric()), ram.clone())?;
-    let mut devices = Devices::new(root);
+    let mut devices = Devices::new(root, config.machine_config.vcpu_count);
     if config.console.is_some() {
         devices.plug_console(console)?;
     }

@@ -1,6 +1,8 @@
 //! The devices of a VM: from their configuration to a slot on the bus, and back.
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 
 use nix::sys::resource::{Resource, getrlimit};
@@ -11,7 +13,7 @@ use crate::config;
 use crate::console::ConsoleLog;
 use crate::pci::{PciRoot, PciSlot, PlugError};
 use crate::virtio::balloon::{self, Balloon, BalloonConfig};
-use crate::virtio::blk::{Block, BlockConfig, BlockError};
+use crate::virtio::blk::{self, Block, BlockConfig, BlockControl, BlockError};
 use crate::virtio::console::Console;
 use crate::virtio::counters::Counters;
 use crate::virtio::device::VirtioDevice;
@@ -47,10 +49,18 @@ pub enum DeviceError {
     Vsock(#[from] VsockError),
     /// Balloon.
     #[error("Can't make the balloon")]
-    Balloon(#[source] std::io::Error),
+    Balloon(#[source] io::Error),
     /// The balloon can't be so large.
     #[error("The balloon can have at most the VM's {0} MiB")]
     BalloonTooLarge(u32),
+    /// The size of an image can't be had.
+    #[error("Can't get the size of drive {id}")]
+    Resize {
+        /// Drive.
+        id: String,
+        /// What the host says.
+        source: io::Error,
+    },
     /// Another one has the name.
     #[error("There is a {0} device {1} already")]
     Exists(Kind, String),
@@ -111,12 +121,14 @@ pub struct Devices {
     plugged: Vec<Plugged>,
     balloon: Option<Arc<balloon::Control>>,
     interfaces: Vec<(PciSlot, NetControl)>,
+    drives: BTreeMap<String, Arc<BlockControl>>,
+    vcpus: u8,
 }
 
 impl Devices {
-    /// An empty bus.
-    pub fn new(root: Arc<PciRoot>) -> Self {
-        Self { root, plugged: Vec::new(), balloon: None, interfaces: Vec::new() }
+    /// An empty bus of a VM with `vcpus` processors.
+    pub fn new(root: Arc<PciRoot>, vcpus: u8) -> Self {
+        Self { root, plugged: Vec::new(), balloon: None, interfaces: Vec::new(), drives: BTreeMap::new(), vcpus }
     }
 
     /// The bus.
@@ -139,14 +151,43 @@ impl Devices {
         self.plug(Kind::Console, "console", Box::new(Console::new(Box::new(Arc::clone(log)))))
     }
 
-    /// Plugs a block device.
+    /// Plugs a block device with a queue for each of the VM's processors, up to its limit.
     pub fn plug_drive(&mut self, drive: &config::Drive) -> Result<PciSlot, DeviceError> {
         let block = Block::new(&BlockConfig {
             path: drive.path_on_host.clone(),
             id: drive.drive_id.clone(),
             read_only: drive.is_read_only,
+            direct: drive.direct,
+            format: match drive.format {
+                config::DriveFormat::Raw => blk::Format::Raw,
+                config::DriveFormat::Qcow2 => blk::Format::Qcow2,
+            },
+            asynchronous: drive.io_engine == config::IoEngine::Async,
+            queues: u16::from(self.vcpus),
+            limits: drive.rate_limiter,
         })?;
-        self.plug(Kind::Drive, &drive.drive_id, Box::new(block))
+        let control = Arc::clone(block.control());
+        let slot = self.plug(Kind::Drive, &drive.drive_id, Box::new(block))?;
+        self.drives.insert(drive.drive_id.clone(), control);
+        Ok(slot)
+    }
+
+    /// Looks at the size of a drive's image anew, shows it to the guest and returns it in bytes.
+    pub fn resize_drive(&self, id: &str) -> Result<u64, DeviceError> {
+        let bytes = self.drive(id)?.resize().map_err(|source| DeviceError::Resize { id: id.to_owned(), source })?;
+        self.config_changed(Kind::Drive, id);
+        Ok(bytes)
+    }
+
+    /// Changes the limits of a drive that `limits` has; the others stay.
+    pub fn update_drive_limiter(&self, id: &str, limits: &config::RateLimiter) -> Result<(), DeviceError> {
+        self.drive(id)?.limit(limits);
+        Ok(())
+    }
+
+    /// What can be asked of a drive.
+    pub fn drive(&self, id: &str) -> Result<&Arc<BlockControl>, DeviceError> {
+        self.drives.get(id).ok_or_else(|| DeviceError::Unknown(Kind::Drive, id.to_owned()))
     }
 
     /// Plugs a network device with a queue pair for each of `vcpus` processors, as far as its backend has them.
@@ -243,8 +284,10 @@ impl Devices {
         let device = self.plugged.remove(at);
         self.interfaces.retain(|(slot, _)| *slot != device.slot);
         self.root.unplug(device.slot);
-        if kind == Kind::Balloon {
-            self.balloon = None;
+        match kind {
+            Kind::Balloon => self.balloon = None,
+            Kind::Drive => drop(self.drives.remove(id)),
+            _ => {}
         }
         Ok(())
     }

@@ -105,6 +105,16 @@ fn errors_name_the_field() {
             "drives[0].rate_limiter.ops.refill_time",
             "at most 86400000",
         ),
+        (
+            r#""drives": [{"drive_id": "a", "path_on_host": "/x", "format": "qcow2"}]"#,
+            "drives[0].format",
+            "can only be read",
+        ),
+        (
+            r#""drives": [{"drive_id": "a", "path_on_host": "/x", "format": "qcow2", "is_read_only": true, "io_engine": "Async"}]"#,
+            "drives[0].io_engine",
+            "Async needs",
+        ),
         (r#""control_socket": "a\u0000b""#, "control_socket", "NUL"),
     ] {
         let message = error(&with(member));

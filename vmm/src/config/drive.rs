@@ -12,18 +12,27 @@ pub const MAX_DRIVES: usize = 28;
 /// Longest name of a drive (VIRTIO_BLK_ID_BYTES).
 pub const MAX_DRIVE_ID_BYTES: usize = 20;
 
-/// A block device over a raw file or host block device.
+/// A block device over an image file or host block device.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Drive {
     /// Name in errors and calls; also the serial number that the guest reads (VIRTIO_BLK_T_GET_ID), so at most 20 bytes
     /// of letters, digits, `-` and `_`.
     pub drive_id: String,
-    /// Raw image.
+    /// Image.
     pub path_on_host: PathBuf,
     /// Refuse writes.
     #[serde(default)]
     pub is_read_only: bool,
+    /// Format of the image. It is never guessed from content, which a guest may have written.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub format: DriveFormat,
+    /// How requests are done.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub io_engine: IoEngine,
+    /// Past the host's page cache (`O_DIRECT`).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub direct: bool,
     /// Limits for requests and their bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limiter: Option<RateLimiter>,
@@ -48,6 +57,31 @@ fn disk_name(index: usize) -> String {
     }
 }
 
+/// How the bytes of a disk lie in its image.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DriveFormat {
+    /// As they are.
+    #[default]
+    Raw,
+    /// qcow2, read-only. Backing files have to lie in the directory of the image, and the image has to say their format.
+    Qcow2,
+}
+
+/// How a block device does its requests.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum IoEngine {
+    /// One after the other in each queue.
+    #[default]
+    Sync,
+    /// Many at once, by io_uring; where the host refuses that, as with `Sync`. For raw images.
+    Async,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
 pub(super) fn validate_all(drives: &[Drive]) -> Result<(), ConfigError> {
     check(drives.len() <= MAX_DRIVES, "drives", &format!("at most {MAX_DRIVES} are possible, not {}", drives.len()))?;
     let mut ids = HashSet::new();
@@ -62,6 +96,14 @@ pub(super) fn validate_all(drives: &[Drive]) -> Result<(), ConfigError> {
         let field_root = format!("drives[{index}].is_root_device");
         check(roots <= 1 || !drive.is_root_device, &field_root, "another drive is the root device already")?;
         check_path(&drive.path_on_host, &format!("drives[{index}].path_on_host"), libc::PATH_MAX as usize)?;
+        let possible = drive.io_engine == IoEngine::Sync || drive.format == DriveFormat::Raw;
+        check(possible, &format!("drives[{index}].io_engine"), "Async needs an image of format raw")?;
+        let possible = drive.is_read_only || drive.format == DriveFormat::Raw;
+        check(
+            possible,
+            &format!("drives[{index}].format"),
+            "qcow2 images can only be read: is_read_only must be true",
+        )?;
         drive.rate_limiter.iter().try_for_each(|limiter| limiter.validate(&format!("drives[{index}].rate_limiter")))?;
     }
     Ok(())

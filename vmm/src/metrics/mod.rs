@@ -11,6 +11,7 @@ use crate::devices::Kind;
 use crate::instance::Instance;
 use crate::report::BootPhase;
 use crate::resident::MemoryStats;
+use crate::virtio::blk::EngineKind;
 use crate::vm::{VcpuStats, VmState};
 
 /// All numbers. Serialized it is the answer of `GET /stats`.
@@ -43,6 +44,9 @@ pub struct DeviceStats {
     pub pci_address: String,
     /// Name of a counter and its value; see [`Counters`](crate::virtio::counters::Counters).
     pub counters: BTreeMap<String, u64>,
+    /// How a drive does its requests.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub engine: Option<EngineKind>,
 }
 
 /// When a boot phase was reached.
@@ -59,6 +63,7 @@ impl Snapshot {
     pub fn take(instance: &Instance) -> Self {
         let vm = instance.vm();
         let devices = vm.into_iter().flat_map(|vm| vm.devices().iter());
+        let engine = |kind, id: &str| (kind == Kind::Drive).then(|| vm?.devices().drive(id).ok()).flatten();
         Self {
             id: instance.id().to_owned(),
             state: instance.state(),
@@ -71,6 +76,7 @@ impl Snapshot {
                     id: device.id.clone(),
                     pci_address: device.slot.to_string(),
                     counters: numbers(&*device.counters),
+                    engine: engine(device.kind, &device.id).map(|drive| drive.engine()),
                 })
                 .collect(),
             phases: instance.events().phases().into_iter().map(|(phase, at_ns)| PhaseTime { phase, at_ns }).collect(),

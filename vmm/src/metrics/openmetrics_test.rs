@@ -88,6 +88,7 @@ fn snapshot() -> Snapshot {
         id: id.to_owned(),
         pci_address: "0000:00:01.0".to_owned(),
         counters: [("requests".to_owned(), requests), ("errors".to_owned(), 0)].into(),
+        engine: None,
     };
     let vcpu = |port| VcpuStats {
         monitor_exits: ExitCounts { port, ..ExitCounts::default() },

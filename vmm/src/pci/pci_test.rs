@@ -263,7 +263,7 @@ fn the_wrong_end_of_everything_is_ignored() {
     let machine = Machine::new();
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(4096).unwrap();
-    let config = BlockConfig { path: file.path().to_owned(), id: "disk".to_owned(), read_only: false };
+    let config = BlockConfig { path: file.path().to_owned(), id: "disk".to_owned(), ..BlockConfig::default() };
     let driver = machine.plug(Box::new(Block::new(&config).unwrap()));
     for offset in (0..1 << 20).step_by(4096).chain(0..4096) {
         machine.device_write(driver.notify + offset, &[0xff; 4]);

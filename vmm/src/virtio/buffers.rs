@@ -96,6 +96,16 @@ impl<'m> Reader<'m> {
         self.0.remaining
     }
 
+    /// What is left.
+    pub fn slices(&self) -> &[GuestSlice<'m>] {
+        self.0.left()
+    }
+
+    /// Takes the next bytes as read by someone else.
+    pub fn skip(&mut self, bytes: usize) {
+        self.0.advance(bytes);
+    }
+
     /// Copies bytes out and returns how many: fewer than asked for only at the end.
     pub fn read(&mut self, to: &mut [u8]) -> usize {
         self.0.each(to.len(), |slice, at| {
@@ -109,11 +119,6 @@ impl<'m> Reader<'m> {
     pub fn read_object<T: ByteValued + Default>(&mut self) -> Option<T> {
         let mut object = T::default();
         (self.read(object.as_mut_slice()) == size_of::<T>()).then_some(object)
-    }
-
-    /// What is left, for a gate of its own such as that of the network device.
-    pub(super) fn slices(&self) -> &[GuestSlice<'m>] {
-        self.0.left()
     }
 
     /// Drops all behind the first `bytes`.
@@ -158,6 +163,18 @@ impl<'m> Writer<'m> {
     /// Bytes written so far, for the used ring.
     pub fn written(&self) -> u32 {
         self.written
+    }
+
+    /// The space that is left.
+    pub fn slices(&self) -> &[GuestSlice<'m>] {
+        self.cursor.left()
+    }
+
+    /// Takes the next bytes as written by someone else.
+    pub fn filled(&mut self, bytes: usize) {
+        let bytes = bytes.min(self.cursor.remaining);
+        self.cursor.advance(bytes);
+        self.count(bytes);
     }
 
     /// Copies bytes in and returns how many: fewer than given only when the space ends.

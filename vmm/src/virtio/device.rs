@@ -85,6 +85,16 @@ impl Queues {
     }
 }
 
+impl IntoIterator for Queues {
+    type Item = VirtQueue;
+    type IntoIter = std::vec::IntoIter<VirtQueue>;
+
+    /// All that the driver enabled, in the order of their indices.
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}
+
 /// A queue that the driver has set up.
 pub struct ActiveQueue {
     /// Index of the queue in the device.

@@ -68,7 +68,8 @@ fn device(kind: usize, directory: &Path) -> Box<dyn VirtioDevice> {
         _ => {
             let path = directory.join("disk");
             std::fs::write(&path, [0; 65536]).unwrap();
-            Box::new(Block::new(&BlockConfig { path, id: "d".to_owned(), read_only: false }).unwrap())
+            let (id, asynchronous) = ("d".to_owned(), kind == 5);
+            Box::new(Block::new(&BlockConfig { path, id, asynchronous, queues: 2, ..BlockConfig::default() }).unwrap())
         }
     }
 }

@@ -146,8 +146,7 @@ impl VirtQueue {
                 budget = budget.saturating_sub(1);
                 if budget == 0 || start.elapsed() >= DRAIN_TIME {
                     self.signal(memory);
-                    // A full counter already means that the doorbell rings.
-                    let _ = self.doorbell.write(1);
+                    self.ring();
                     return;
                 }
             }
@@ -273,6 +272,12 @@ impl VirtQueue {
         if !self.broken && self.queue.disable_notification(memory).is_err() {
             self.fail(&RingError::RingMemory);
         }
+    }
+
+    /// Rings the doorbell, to go on later.
+    pub fn ring(&self) {
+        // A full counter already means that the doorbell rings.
+        let _ = self.doorbell.write(1);
     }
 
     /// Marks the queue as broken and reports it, once.

@@ -151,6 +151,60 @@ pub fn lock_file(file: &File, exclusive: bool) -> io::Result<()> {
     Ok(())
 }
 
+/// All of these lie at multiples of `alignment` and are as long: what direct I/O asks for.
+pub fn is_aligned(slices: &[GuestSlice<'_>], alignment: u32) -> bool {
+    let alignment = alignment as usize;
+    alignment <= 1
+        || slices.iter().all(|slice| {
+            (slice.ptr_guard().as_ptr() as usize).is_multiple_of(alignment) && slice.len().is_multiple_of(alignment)
+        })
+}
+
+/// Fills a buffer from `offset` of a file.
+pub fn read_exact_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, buffer, offset)
+}
+
+/// Writes a buffer to `offset` of a file.
+pub fn write_all_at(file: &File, buffer: &[u8], offset: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::write_all_at(file, buffer, offset)
+}
+
+/// Size of a file or block device.
+pub fn file_size(file: &File) -> io::Result<u64> {
+    // The position is nobody else's: all I/O gives its own.
+    io::Seek::seek(&mut &*file, io::SeekFrom::End(0))
+}
+
+/// A way to clear a range of a file without writing it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Punch {
+    /// Its space is given back.
+    Hole,
+    /// Its space stays allocated.
+    Zeros,
+}
+
+/// Clears a range of a file or block device. The file keeps its size.
+pub fn punch(file: &File, how: Punch, offset: u64, bytes: u64) -> io::Result<()> {
+    let mode = libc::FALLOC_FL_KEEP_SIZE
+        | match how {
+            Punch::Hole => libc::FALLOC_FL_PUNCH_HOLE,
+            Punch::Zeros => libc::FALLOC_FL_ZERO_RANGE,
+        };
+    let (offset, bytes) = (file_offset(offset)?, file_offset(bytes)?);
+    loop {
+        // SAFETY: plain numbers and an open file.
+        if unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, bytes) } == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
 fn file_offset(offset: u64) -> io::Result<libc::off_t> {
     libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput.into())
 }

@@ -28,6 +28,9 @@ pub trait Service: Send + 'static {
     /// Called after each batch of events.
     fn after_events(&mut self, _watch: &Watch) {}
 
+    /// Called before a pause and before the end: afterwards nobody may touch guest memory on the service's behalf.
+    fn settle(&mut self) {}
+
     /// When [`Service::timeout`] is to be called.
     fn deadline(&self) -> Option<Instant> {
         None
@@ -90,16 +93,26 @@ impl Control {
     }
 
     /// On the thread: stands still while paused. False to stop.
-    fn obey(&self) -> bool {
+    fn obey(&self, service: &mut impl Service) -> bool {
         let _ = self.event.read();
+        let mut settled = false;
         let mut state = self.lock();
-        while state.command == Command::Pause {
-            state.idle = true;
-            self.changed.notify_all();
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        while state.command != Command::Run {
+            if !settled {
+                drop(state);
+                service.settle();
+                settled = true;
+                state = self.lock();
+            } else if state.command == Command::Stop {
+                return false;
+            } else {
+                state.idle = true;
+                self.changed.notify_all();
+                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
         }
         state.idle = false;
-        state.command == Command::Run
+        true
     }
 }
 
@@ -222,7 +235,7 @@ fn run<S: Service>(mut service: S, watch: &Watch, control: &Control) -> S {
         };
         let ready = events.get(..count).unwrap_or_default();
         // Commands come first: a pause shouldn't wait for a long batch.
-        if ready.iter().any(|event| event.data() == CONTROL_TOKEN) && !control.obey() {
+        if ready.iter().any(|event| event.data() == CONTROL_TOKEN) && !control.obey(&mut service) {
             return service;
         }
         for event in ready.iter().filter(|event| event.data() != CONTROL_TOKEN) {

@@ -7,42 +7,51 @@ use std::sync::Arc;
 
 use tempfile::NamedTempFile;
 
-use super::{Block, BlockConfig, BlockError};
+use super::{Block, BlockConfig, BlockControl, BlockError};
 use crate::virtio::testing::{Driver, Machine, Part};
 
-const SECTORS: u64 = 64;
-const OK: u8 = 0;
-const IOERR: u8 = 1;
-const UNSUPP: u8 = 2;
+pub const SECTORS: u64 = 64;
+pub const OK: u8 = 0;
+pub const IOERR: u8 = 1;
+pub const UNSUPP: u8 = 2;
 
-struct Disk {
-    machine: Arc<Machine>,
-    driver: Driver,
-    file: NamedTempFile,
+pub struct Disk {
+    pub machine: Arc<Machine>,
+    pub driver: Driver,
+    pub file: NamedTempFile,
+    pub control: Arc<BlockControl>,
 }
 
-fn image() -> NamedTempFile {
+pub fn image() -> NamedTempFile {
     let mut file = NamedTempFile::new().unwrap();
     let content: Vec<u8> = (0..SECTORS * 512).map(|i| (i / 512) as u8).collect();
     file.write_all(&content).unwrap();
     file
 }
 
-fn config(file: &NamedTempFile, read_only: bool) -> BlockConfig {
-    BlockConfig { path: file.path().to_owned(), id: "disk-1".to_owned(), read_only }
+pub fn config(file: &NamedTempFile, read_only: bool) -> BlockConfig {
+    BlockConfig { path: file.path().to_owned(), id: "disk-1".to_owned(), read_only, ..BlockConfig::default() }
 }
 
 impl Disk {
     fn new(read_only: bool) -> Self {
-        let file = image();
+        Self::with(image(), |config| config.read_only = read_only)
+    }
+
+    /// A started disk over `file`.
+    pub fn with(file: NamedTempFile, change: impl FnOnce(&mut BlockConfig)) -> Self {
+        let mut config = config(&file, false);
+        change(&mut config);
+        let block = Block::new(&config).unwrap();
+        let control = Arc::clone(block.control());
         let machine = Machine::new();
-        let mut driver = machine.plug(Box::new(Block::new(&config(&file, read_only)).unwrap()));
+        let mut driver = machine.plug(Box::new(block));
         driver.start();
-        Self { machine, driver, file }
+        Self { machine, driver, file, control }
     }
 
     /// A request with its data on either side. Returns status, data and the used length.
-    fn request(&mut self, kind: u32, sector: u64, write: &[u8], read: u32) -> (u8, Vec<u8>, u32) {
+    pub fn request(&mut self, kind: u32, sector: u64, write: &[u8], read: u32) -> (u8, Vec<u8>, u32) {
         let mut header = kind.to_le_bytes().to_vec();
         header.extend([0; 4]);
         header.extend(sector.to_le_bytes());
@@ -140,7 +149,7 @@ fn the_serial_number_is_padded_with_zeros() {
 #[test]
 fn unknown_requests_are_unsupported() {
     let mut disk = Disk::new(false);
-    for kind in [2, 3, 5, 11, 13, u32::MAX] {
+    for kind in [2, 3, 5, 10, 12, 14, u32::MAX] {
         assert_eq!(disk.request(kind, 0, &[], 512).0, UNSUPP, "{kind}");
     }
 }
@@ -181,7 +190,12 @@ fn one_writer_or_many_readers() {
 #[test]
 fn what_is_no_image_is_refused() {
     let directory = tempfile::tempdir().unwrap();
-    let config = |path: &str| BlockConfig { path: directory.path().join(path), id: "d".to_owned(), read_only: true };
+    let config = |path: &str| BlockConfig {
+        path: directory.path().join(path),
+        id: "d".to_owned(),
+        read_only: true,
+        ..BlockConfig::default()
+    };
     assert!(matches!(Block::new(&config("missing")), Err(BlockError::Open { .. })));
     assert!(matches!(Block::new(&config(".")), Err(BlockError::Kind { .. })));
     assert!(matches!(Block::new(&config("/dev/null")), Err(BlockError::Kind { .. })));

@@ -1,47 +1,81 @@
-//! Block device (virtio 1.2, section 5.2) over raw files and host block devices.
+//! Block device (virtio 1.2, section 5.2) over raw files, host block devices and qcow2 images.
 
+mod backend;
 mod engine;
+mod held;
 mod image;
+mod qcow2;
 mod request;
+mod service;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use thiserror::Error;
-use vm_memory::GuestAddressSpace;
-use vmm_sys_util::epoll::EventSet;
 
+pub use self::engine::EngineKind;
 use self::engine::{Engine, SyncEngine};
 use self::image::Image;
-use self::request::Disk;
+use self::request::{
+    Disk, MAX_DISCARD_SECTORS, MAX_DISCARD_SEGMENTS, MAX_ZEROES_SECTORS, MAX_ZEROES_SEGMENTS, SEG_MAX, SIZE_MAX,
+};
+use self::service::BlockService;
 use super::counters::Counters;
 use super::device::{ActivateError, Activation, VirtioDevice};
-use super::queue::VirtQueue;
+use super::rate_limiter::{Gate, SharedLimiter};
 use super::spec::device_type;
-use super::worker::{Quiesce, Service, Watch, Workers};
-use crate::memory::GuestRam;
+use super::worker::{Quiesce, Workers};
+use crate::config;
 
-const QUEUE_SIZES: &[u16] = &[256];
+/// Entries of each queue.
+const QUEUE_SIZE: u16 = 256;
+/// Most queues: each has a thread.
+pub const MAX_QUEUES: u16 = 16;
 /// Unit of capacity and of positions (section 5.2.4).
 const SECTOR_BYTES: u64 = 512;
 /// Feature bits (section 5.2.3).
+const F_SIZE_MAX: u64 = 1 << 1;
 const F_SEG_MAX: u64 = 1 << 2;
 const F_RO: u64 = 1 << 5;
 const F_BLK_SIZE: u64 = 1 << 6;
 const F_FLUSH: u64 = 1 << 9;
-/// Most data segments of a request: a header and a status go with them.
-const SEG_MAX: u32 = 254;
+const F_MQ: u64 = 1 << 12;
+const F_DISCARD: u64 = 1 << 13;
+const F_WRITE_ZEROES: u64 = 1 << 14;
+/// Length of the device-specific configuration (section 5.2.4), up to the last field that is offered.
+const CONFIG_BYTES: usize = 60;
+
+/// How the bytes of a disk lie in its image. Never guessed from content, which a guest may have written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Format {
+    /// As they are.
+    #[default]
+    Raw,
+    /// qcow2, read-only, perhaps with backing files.
+    Qcow2,
+}
 
 /// What a block device is made of.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct BlockConfig {
-    /// Raw image or host block device.
+    /// Image or host block device.
     pub path: PathBuf,
     /// Name in errors and serial number, at most 20 bytes.
     pub id: String,
     /// Refuse writes.
     pub read_only: bool,
+    /// Past the host's page cache.
+    pub direct: bool,
+    /// Format of the image.
+    pub format: Format,
+    /// Use io_uring where the host has it.
+    pub asynchronous: bool,
+    /// Number of queues: 1 to [`MAX_QUEUES`]; what is outside counts as the nearest.
+    pub queues: u16,
+    /// Limits.
+    pub limits: Option<config::RateLimiter>,
 }
 
 /// A block device can't be made.
@@ -91,33 +125,110 @@ pub enum BlockError {
         /// What fcntl says.
         source: io::Error,
     },
+    /// Not without the page cache.
+    #[error("The file system of drive {id} at {} doesn't support direct I/O", path.display())]
+    Direct {
+        /// Drive.
+        id: String,
+        /// Image.
+        path: PathBuf,
+        /// What open or read say.
+        source: io::Error,
+    },
+    /// Not a qcow2 image, or one that isn't supported.
+    #[error("Can't use the qcow2 image of drive {id} at {}", path.display())]
+    Qcow2 {
+        /// Drive.
+        id: String,
+        /// Image.
+        path: PathBuf,
+        /// What is wrong.
+        source: io::Error,
+    },
+    /// No file descriptor for the device.
+    #[error("The host refuses a file descriptor")]
+    Host(#[source] io::Error),
     /// The identifier doesn't fit.
     #[error("Drive identifier {0:?} is longer than 20 bytes")]
     Id(String),
 }
 
-/// A block device over a raw image.
+/// A block device.
 pub struct Block {
     counters: Arc<Counters>,
-    image: Arc<Image>,
+    control: Arc<BlockControl>,
+    queue_sizes: Vec<u16>,
+    /// Of queues that no worker has. They are made with the device, while the process may still do so, and outlive resets.
+    engines: BTreeMap<u16, Box<dyn Engine>>,
     workers: Workers<BlockService>,
+}
+
+/// What can be changed and asked while the device runs.
+pub struct BlockControl {
+    image: Arc<Image>,
+    limiter: Arc<SharedLimiter>,
+    engine: EngineKind,
+}
+
+impl BlockControl {
+    /// Looks at the size of the image anew and returns it in bytes. The driver has to be told of the configuration change.
+    pub fn resize(&self) -> io::Result<u64> {
+        Ok(self.image.refresh()?.saturating_mul(SECTOR_BYTES))
+    }
+
+    /// Changes the limits.
+    pub fn limit(&self, limits: &config::RateLimiter) {
+        self.limiter.update(limits);
+    }
+
+    /// The engine in use.
+    pub fn engine(&self) -> EngineKind {
+        self.engine
+    }
 }
 
 impl Block {
     /// Opens and locks the image: shared if read-only, else for this process alone. The lock lasts as long as the device.
     pub fn new(config: &BlockConfig) -> Result<Self, BlockError> {
-        Ok(Self { counters: Arc::default(), image: Arc::new(Image::open(config)?), workers: Workers::default() })
+        let image = Arc::new(Image::open(config)?);
+        let queues = config.queues.clamp(1, MAX_QUEUES);
+        let wanted = if config.asynchronous { EngineKind::Async } else { EngineKind::Sync };
+        let (engine, engines) = engine::make(image.backend(), wanted, usize::from(queues));
+        let limiter = SharedLimiter::new(config.limits.as_ref()).map_err(BlockError::Host)?;
+        Ok(Self {
+            counters: Arc::default(),
+            control: Arc::new(BlockControl { image, limiter, engine }),
+            queue_sizes: vec![QUEUE_SIZE; usize::from(queues)],
+            engines: (0..queues).zip(engines).collect(),
+            workers: Workers::default(),
+        })
+    }
+
+    /// The handle for changes at run time.
+    pub fn control(&self) -> &Arc<BlockControl> {
+        &self.control
     }
 
     /// Device-specific configuration (section 5.2.4).
-    fn config_space(&self) -> [u8; 60] {
-        let mut bytes = [0; 60];
-        let fields = self.image.sectors.to_le_bytes().into_iter();
-        let fields = fields.chain([0; 4]).chain(SEG_MAX.to_le_bytes()).chain([0; 4]);
-        let block_size = u32::try_from(SECTOR_BYTES).unwrap_or(0).to_le_bytes();
-        for (to, from) in bytes.iter_mut().zip(fields.chain(block_size)) {
-            *to = from;
-        }
+    fn config_space(&self) -> [u8; CONFIG_BYTES] {
+        let image = &self.control.image;
+        let mut bytes = [0; CONFIG_BYTES];
+        let mut put = |at: usize, value: &[u8]| {
+            for (to, from) in bytes.iter_mut().skip(at).zip(value) {
+                *to = *from;
+            }
+        };
+        put(0, &image.sectors().to_le_bytes());
+        put(8, &SIZE_MAX.to_le_bytes());
+        put(12, &SEG_MAX.to_le_bytes());
+        put(20, &image.block_bytes.to_le_bytes());
+        put(34, &u16::try_from(self.queue_sizes.len()).unwrap_or(MAX_QUEUES).to_le_bytes());
+        put(36, &MAX_DISCARD_SECTORS.to_le_bytes());
+        put(40, &MAX_DISCARD_SEGMENTS.to_le_bytes());
+        put(44, &(image.block_bytes.max(4096) / 512).to_le_bytes());
+        put(48, &MAX_ZEROES_SECTORS.to_le_bytes());
+        put(52, &MAX_ZEROES_SEGMENTS.to_le_bytes());
+        put(56, &[1]);
         bytes
     }
 }
@@ -128,11 +239,13 @@ impl VirtioDevice for Block {
     }
 
     fn queue_max_sizes(&self) -> &[u16] {
-        QUEUE_SIZES
+        &self.queue_sizes
     }
 
     fn device_features(&self) -> u64 {
-        F_SEG_MAX | F_BLK_SIZE | F_FLUSH | if self.image.read_only { F_RO } else { 0 }
+        let writes = if self.control.image.read_only { F_RO } else { F_DISCARD | F_WRITE_ZEROES };
+        let queues = if self.queue_sizes.len() > 1 { F_MQ } else { 0 };
+        F_SIZE_MAX | F_SEG_MAX | F_BLK_SIZE | F_FLUSH | writes | queues
     }
 
     fn counters(&self) -> &Arc<Counters> {
@@ -148,20 +261,32 @@ impl VirtioDevice for Block {
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
-        let mut queues = activation.queues(&self.counters);
-        let disk = Disk {
-            image: Arc::clone(&self.image),
-            counters: Arc::clone(&self.counters),
-            // Without FLUSH the driver can't ask for durability, so every write has to be durable (section 5.2.6.2).
-            write_through: activation.driver_features & F_FLUSH == 0,
-        };
-        let engine = Box::new(SyncEngine::new(Arc::clone(&self.image)));
-        let service = BlockService { memory: activation.memory, queue: queues.take(0)?, engine, disk };
-        Ok(self.workers.start("blk", [service])?)
+        let queues = activation.queues(&self.counters);
+        let BlockControl { image, limiter, .. } = self.control.as_ref();
+        let mut services = Vec::new();
+        for queue in queues {
+            let engine = self.engines.remove(&queue.index());
+            services.push(BlockService {
+                memory: activation.memory.clone(),
+                queue,
+                // Missing only if threads could not be started before.
+                engine: engine.unwrap_or_else(|| Box::new(SyncEngine::new(Arc::clone(image.backend())))),
+                disk: Disk {
+                    image: Arc::clone(image),
+                    counters: Arc::clone(&self.counters),
+                    // Without FLUSH the driver can't ask for durability, so every write has to be durable (section 5.2.6.2).
+                    write_through: activation.driver_features & F_FLUSH == 0,
+                },
+                gate: Gate::new(Arc::clone(limiter), Arc::clone(&self.counters)),
+            });
+        }
+        Ok(self.workers.start("blk", services)?)
     }
 
     fn reset(&mut self) {
-        self.workers.stop();
+        for service in self.workers.stop() {
+            self.engines.insert(service.queue.index(), service.engine);
+        }
     }
 
     fn workers(&self) -> &dyn Quiesce {
@@ -169,37 +294,10 @@ impl VirtioDevice for Block {
     }
 }
 
-struct BlockService {
-    memory: GuestRam,
-    queue: VirtQueue,
-    engine: Box<dyn Engine>,
-    disk: Disk,
-}
-
-impl BlockService {
-    fn serve(&mut self) {
-        let memory = self.memory.memory();
-        let Self { queue, engine, disk, .. } = self;
-        queue.drain(&memory, |queue, chain| {
-            let (head, written) = disk.execute(engine.as_ref(), chain);
-            queue.complete(&memory, head, written);
-        });
-    }
-}
-
-impl Service for BlockService {
-    fn start(&mut self, watch: &Watch) -> io::Result<()> {
-        watch.add(self.queue.doorbell(), EventSet::IN, 0)?;
-        self.serve();
-        Ok(())
-    }
-
-    fn handle(&mut self, _watch: &Watch, _token: u64, _events: EventSet) {
-        self.queue.acknowledge();
-        self.serve();
-    }
-}
-
 #[cfg(test)]
 #[path = "blk_test.rs"]
 mod blk_test;
+
+#[cfg(test)]
+#[path = "blk_io_test.rs"]
+mod blk_io_test;

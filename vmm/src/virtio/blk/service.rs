@@ -1,0 +1,175 @@
+//! The worker of one queue.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
+use vmm_sys_util::epoll::EventSet;
+
+use super::engine::{Engine, Finished, Io};
+use super::held::Held;
+use super::request::{Action, Disk, Status};
+use crate::memory::GuestRam;
+use crate::virtio::queue::VirtQueue;
+use crate::virtio::rate_limiter::Gate;
+use crate::virtio::worker::{Service, Watch};
+
+const DOORBELL: u64 = 0;
+const COMPLETIONS: u64 = 1;
+const LIMITS: u64 = 2;
+/// How long requests are taken before other events get their turn.
+const TURN_TIME: Duration = Duration::from_millis(50);
+/// How long the driver waits for news of requests that are done.
+const TELL_TIME: Duration = Duration::from_millis(1);
+
+/// Serves a queue.
+pub struct BlockService {
+    /// Guest memory.
+    pub memory: GuestRam,
+    /// The queue.
+    pub queue: VirtQueue,
+    /// Does the requests.
+    pub engine: Box<dyn Engine>,
+    /// What they are about.
+    pub disk: Disk,
+    /// The limits.
+    pub gate: Gate,
+}
+
+/// Why no more requests are taken.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Rest {
+    /// There are none.
+    Empty,
+    /// The limits, or too many in flight.
+    Stalled,
+    /// The turn is over.
+    Spent,
+}
+
+impl BlockService {
+    /// Takes, does and completes what there is. The driver hears of all completions of a round by one notification.
+    fn serve(&mut self) {
+        let memory = self.memory.memory().into_inner();
+        let start = Instant::now();
+        loop {
+            self.queue.disable_notification(&memory);
+            let rest = self.take(&memory, start);
+            self.engine.submit();
+            let room = self.engine.has_room();
+            self.complete(&memory);
+            match rest {
+                Rest::Empty if !self.queue.enable_notification(&memory) => return,
+                // Some of what was in flight is done.
+                Rest::Stalled if !room && self.engine.has_room() => {}
+                Rest::Stalled => return,
+                Rest::Spent => {
+                    self.queue.ring();
+                    return;
+                }
+                Rest::Empty => {}
+            }
+        }
+    }
+
+    fn take(&mut self, memory: &Arc<GuestMemoryMmap>, start: Instant) -> Rest {
+        let mut told = start;
+        let mut budget = 4 * u32::from(self.queue.size());
+        loop {
+            if budget == 0 || start.elapsed() >= TURN_TIME {
+                return Rest::Spent;
+            }
+            budget -= 1;
+            if self.gate.is_shut() || !self.engine.has_room() {
+                return Rest::Stalled;
+            }
+            let Some(mut held) = Held::pop(&mut self.queue, memory) else { return Rest::Empty };
+            let (action, bytes) = self.disk.parse(&mut held);
+            if !self.gate.admit(bytes, 1) {
+                self.queue.unpop(held.into_head());
+                return Rest::Stalled;
+            }
+            if let Action::Io(Io::Write { .. }) = action {
+                self.disk.counters.bytes_from_guest.add(bytes);
+            }
+            self.start(memory, held, action);
+            // The driver shouldn't wait for the end of a long turn.
+            if told.elapsed() >= TELL_TIME {
+                self.queue.signal(memory);
+                told = Instant::now();
+            }
+        }
+    }
+
+    fn start(&mut self, memory: &GuestMemoryMmap, mut held: Held, action: Action) {
+        let status = match action {
+            Action::Io(io) => {
+                if let Some(finished) = self.engine.start(held, io) {
+                    self.finish(memory, finished);
+                }
+                return;
+            }
+            Action::Clear(ranges) => Status::from(&self.disk.clear(&ranges)),
+            Action::GetId => {
+                self.disk.give_id(&mut held);
+                Status::Ok
+            }
+            Action::Answer(status) => status,
+        };
+        self.answer(memory, held, status);
+    }
+
+    fn complete(&mut self, memory: &GuestMemoryMmap) {
+        while let Some(finished) = self.engine.reap() {
+            self.finish(memory, finished);
+        }
+        self.queue.signal(memory);
+    }
+
+    fn finish(&mut self, memory: &GuestMemoryMmap, finished: Finished) {
+        let Finished { held, result } = finished;
+        self.answer(memory, held, Status::from(&result));
+    }
+
+    fn answer(&mut self, memory: &GuestMemoryMmap, mut held: Held, status: Status) {
+        let written = self.disk.finish(&mut held, status);
+        self.queue.complete(memory, held.into_head(), written);
+    }
+}
+
+impl Service for BlockService {
+    fn start(&mut self, watch: &Watch) -> io::Result<()> {
+        watch.add(self.queue.doorbell(), EventSet::IN, DOORBELL)?;
+        if let Some(completions) = self.engine.completions() {
+            watch.add(&completions, EventSet::IN, COMPLETIONS)?;
+        }
+        self.gate.watch(watch, LIMITS)?;
+        self.serve();
+        Ok(())
+    }
+
+    fn handle(&mut self, _watch: &Watch, token: u64, _events: EventSet) {
+        match token {
+            DOORBELL => self.queue.acknowledge(),
+            LIMITS => self.gate.retry(),
+            _ => {}
+        }
+        self.serve();
+    }
+
+    fn settle(&mut self) {
+        self.engine.settle();
+        let memory = self.memory.memory();
+        self.complete(&memory);
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.gate.deadline()
+    }
+
+    fn timeout(&mut self, _watch: &Watch) {
+        self.gate.retry();
+        self.serve();
+    }
+}
