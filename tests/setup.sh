@@ -23,6 +23,7 @@ kmod               | testbed: finds kernel modules and their dependencies
 mmdebstrap         | test image with Debian and Python
 uidmap             | test image with Debian, made without root
 erofs-utils        | tests: fsck.erofs checks the images that Hull writes
+curl               | tests: talks to the control API as people do
 docker-registry    | tests: a real registry to pull from
 skopeo             | tests: pushes images to it
 iperf3             | tests: traffic between guest and host

@@ -111,6 +111,16 @@ impl Vm {
         Started { child: Some(command.spawn().unwrap()), dir: self.dir, seen: Cell::new(0) }
     }
 
+    /// Starts the monitor with nothing but a control socket; the configuration is for the test to send.
+    pub fn start_with_api(self) -> (Started, Value) {
+        let mut command = Command::new(binary("hull-vmm"));
+        command.arg("--api-sock").arg(self.path("control")).args(["--id", "tested"]);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let started = Started { child: Some(command.spawn().unwrap()), dir: self.dir, seen: Cell::new(0) };
+        wait_for("the control socket", || UnixStream::connect(started.path("control")).is_ok());
+        (started, self.config)
+    }
+
     /// Starts the monitor and waits for its end. Returns the guest's console too.
     pub fn run(self) -> (Run, String) {
         self.start().finish()

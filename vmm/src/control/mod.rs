@@ -1,12 +1,13 @@
 //! The control API: HTTP/1.1 with JSON on a Unix socket, shaped like Firecracker's.
 //!
 //! `http` turns bytes into requests, `server` has the connections, `routes` is the table of what can be asked; the handlers are in
-//! files of their own: `resources` for the parts of a configuration, `machine` for the VM as a whole, `memory` for devices that change its memory, `output` for log and metrics.
+//! files of their own: `resources` for the parts of a configuration, `machine` for the VM as a whole, `memory` and `network` for changes of such devices, `output` for log and metrics.
 
 mod fault;
 pub mod http;
 mod machine;
 mod memory;
+mod network;
 mod output;
 mod resources;
 mod routes;

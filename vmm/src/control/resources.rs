@@ -8,9 +8,10 @@ use serde_json::json;
 use super::fault::{self, Fault};
 use super::http::Response;
 use super::routes::{Answer, Call, printable};
-use crate::config::{Balloon, BootSource, ConfigError, Console, Drive, Entropy, VmConfig, Vsock};
-use crate::devices::{DeviceError, Devices, Kind};
+use crate::config::{Balloon, BootSource, ConfigError, Console, Drive, Entropy, NetworkInterface, VmConfig, Vsock};
+use crate::devices::{DeviceError, Kind};
 use crate::pci::PciSlot;
+use crate::vm::Vm;
 
 /// A part that there is once.
 pub(super) trait Single: DeserializeOwned {
@@ -85,7 +86,7 @@ pub(super) trait Item: DeserializeOwned + Clone {
     fn list(config: &mut VmConfig) -> &mut Vec<Self>;
 
     /// Plugs it.
-    fn plug(&self, devices: &mut Devices) -> Result<PciSlot, DeviceError>;
+    fn plug(&self, vm: &mut Vm) -> Result<PciSlot, DeviceError>;
 
     /// Refuses what is possible at the start only.
     fn check_hotplug(&self) -> Result<(), Fault> {
@@ -105,8 +106,8 @@ impl Item for Drive {
         &mut config.drives
     }
 
-    fn plug(&self, devices: &mut Devices) -> Result<PciSlot, DeviceError> {
-        devices.plug_drive(self)
+    fn plug(&self, vm: &mut Vm) -> Result<PciSlot, DeviceError> {
+        vm.devices_mut().plug_drive(self)
     }
 
     fn check_hotplug(&self) -> Result<(), Fault> {
@@ -114,6 +115,24 @@ impl Item for Drive {
             return Err(Fault::bad("Field is_root_device: the guest has its root already"));
         }
         Ok(())
+    }
+}
+
+impl Item for NetworkInterface {
+    const LIST: &'static str = "network-interfaces";
+    const KIND: Kind = Kind::Network;
+
+    fn id(&self) -> &str {
+        &self.iface_id
+    }
+
+    fn list(config: &mut VmConfig) -> &mut Vec<Self> {
+        &mut config.network_interfaces
+    }
+
+    fn plug(&self, vm: &mut Vm) -> Result<PciSlot, DeviceError> {
+        let vcpus = vm.vcpu_count().try_into().unwrap_or(u8::MAX);
+        vm.devices_mut().plug_interface(self, vcpus)
     }
 }
 
@@ -132,13 +151,7 @@ pub(super) fn put_single<T: Single>(call: Call<'_>) -> Answer {
 /// PUT of an [`Item`]: a new one or a new version of the one with this name; in a running VM a new one is plugged.
 pub(super) fn put_item<T: Item>(call: Call<'_>) -> Answer {
     let item: T = fault::parse(call.body)?;
-    if item.id() != call.id {
-        return Err(Fault::bad(format!(
-            "The id from the path [{}] does not match the id from the body [{}]!",
-            printable(call.id),
-            printable(item.id())
-        )));
-    }
+    check_id(call.id, item.id())?;
     let running = call.instance.vm().is_some();
     let mut index = 0;
     let mut exists = false;
@@ -162,7 +175,7 @@ pub(super) fn put_item<T: Item>(call: Call<'_>) -> Answer {
         return Ok(Response::done());
     };
     item.check_hotplug()?;
-    let slot = item.plug(vm.devices_mut())?;
+    let slot = item.plug(vm)?;
     call.instance.set_config(config);
     // For the guest: it has to look for new devices, and whoever asks it to may want to know which one is new.
     Ok(Response::ok(json!({ "pci_address": slot.to_string() })))
@@ -193,6 +206,15 @@ pub(super) fn delete_item<T: Item>(call: Call<'_>) -> Answer {
     }
     call.instance.set_config(config?);
     Ok(Response::done())
+}
+
+/// The name stands in the path and in the body.
+pub(super) fn check_id(path: &str, body: &str) -> Result<(), Fault> {
+    if path == body {
+        return Ok(());
+    }
+    let (path, body) = (printable(path), printable(body));
+    Err(Fault::bad(format!("The id from the path [{path}] does not match the id from the body [{body}]!")))
 }
 
 fn is_forced(query: &str) -> Result<bool, Fault> {

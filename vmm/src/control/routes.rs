@@ -5,8 +5,8 @@ use std::rc::Rc;
 
 use super::fault::Fault;
 use super::http::{Request, Response};
-use super::{machine, memory, output, resources};
-use crate::config::{Balloon, BootSource, Console, Drive, Entropy, Vsock};
+use super::{machine, memory, network, output, resources};
+use crate::config::{Balloon, BootSource, Console, Drive, Entropy, NetworkInterface, Vsock};
 use crate::instance::Instance;
 
 /// What the routes work on.
@@ -75,6 +75,9 @@ pub(super) const ROUTES: &[Route] = &[
     patch("/balloon/statistics", memory::patch_balloon_statistics),
     put("/drives/{drive_id}", resources::put_item::<Drive>),
     delete("/drives/{drive_id}", resources::delete_item::<Drive>),
+    put("/network-interfaces/{iface_id}", resources::put_item::<NetworkInterface>),
+    patch("/network-interfaces/{iface_id}", network::patch_interface),
+    delete("/network-interfaces/{iface_id}", resources::delete_item::<NetworkInterface>),
     // Log and metrics.
     put("/logger", output::put_logger),
     put("/metrics", output::put_metrics),
@@ -125,3 +128,7 @@ pub(super) fn printable(text: &str) -> String {
 #[cfg(test)]
 #[path = "routes_test.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "openapi_test.rs"]
+mod openapi;
