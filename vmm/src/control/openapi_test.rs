@@ -14,8 +14,8 @@ use super::super::output::{LoggerConfig, MetricsConfig};
 use super::ROUTES;
 use super::tests::Bench;
 use crate::config::{
-    Balloon, BootSource, Console, Drive, Entropy, MachineConfig, NetworkInterface, RateLimiter, TokenBucket, VmConfig,
-    Vsock,
+    Balloon, BootSource, Console, Drive, Entropy, IdRange, MachineConfig, NetworkInterface, RateLimiter, Share,
+    TokenBucket, VmConfig, Vsock,
 };
 
 /// A schema of something that clients send, and its type.
@@ -40,6 +40,8 @@ const SENT: &[Sent] = &[
     sent::<TokenBucket>("TokenBucket"),
     sent::<NetworkInterface>("NetworkInterface"),
     sent::<InterfacePatch>("NetworkInterfaceUpdate"),
+    sent::<Share>("Share"),
+    sent::<IdRange>("IdRange"),
     sent::<Vsock>("Vsock"),
     sent::<Entropy>("Entropy"),
     sent::<Console>("Console"),

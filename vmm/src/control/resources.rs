@@ -8,7 +8,9 @@ use serde_json::json;
 use super::fault::{self, Fault};
 use super::http::Response;
 use super::routes::{Answer, Call, printable};
-use crate::config::{Balloon, BootSource, ConfigError, Console, Drive, Entropy, NetworkInterface, VmConfig, Vsock};
+use crate::config::{
+    Balloon, BootSource, ConfigError, Console, Drive, Entropy, NetworkInterface, Share, VmConfig, Vsock,
+};
 use crate::devices::{DeviceError, Kind};
 use crate::pci::PciSlot;
 use crate::vm::Vm;
@@ -133,6 +135,23 @@ impl Item for NetworkInterface {
     fn plug(&self, vm: &mut Vm) -> Result<PciSlot, DeviceError> {
         let vcpus = vm.vcpu_count().try_into().unwrap_or(u8::MAX);
         vm.devices_mut().plug_interface(self, vcpus)
+    }
+}
+
+impl Item for Share {
+    const LIST: &'static str = "shares";
+    const KIND: Kind = Kind::Share;
+
+    fn id(&self) -> &str {
+        &self.tag
+    }
+
+    fn list(config: &mut VmConfig) -> &mut Vec<Self> {
+        &mut config.shares
+    }
+
+    fn plug(&self, vm: &mut Vm) -> Result<PciSlot, DeviceError> {
+        vm.devices_mut().plug_share(self)
     }
 }
 

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use super::fault::Fault;
 use super::http::{Request, Response};
 use super::{machine, memory, network, output, resources};
-use crate::config::{Balloon, BootSource, Console, Drive, Entropy, NetworkInterface, Vsock};
+use crate::config::{Balloon, BootSource, Console, Drive, Entropy, NetworkInterface, Share, Vsock};
 use crate::instance::Instance;
 
 /// What the routes work on.
@@ -78,6 +78,8 @@ pub(super) const ROUTES: &[Route] = &[
     put("/network-interfaces/{iface_id}", resources::put_item::<NetworkInterface>),
     patch("/network-interfaces/{iface_id}", network::patch_interface),
     delete("/network-interfaces/{iface_id}", resources::delete_item::<NetworkInterface>),
+    put("/shares/{tag}", resources::put_item::<Share>),
+    delete("/shares/{tag}", resources::delete_item::<Share>),
     // Log and metrics.
     put("/logger", output::put_logger),
     put("/metrics", output::put_metrics),
@@ -91,8 +93,14 @@ pub(super) fn answer(api: &Api, request: &Request) -> Response {
     for route in ROUTES {
         let Some(id) = match_path(route.path, &request.path) else { continue };
         if route.method == request.method {
+            let Some(id) = percent_decoded(id) else {
+                return Response::fault(
+                    400,
+                    "The path has a % that is not followed by two hexadecimal digits of UTF-8",
+                );
+            };
             let instance = &mut *api.borrow_mut();
-            let call = Call { instance, id, query: &request.query, body: &request.body };
+            let call = Call { instance, id: &id, query: &request.query, body: &request.body };
             return (route.handler)(call).unwrap_or_else(|fault| Response::fault(fault.status, &fault.message));
         }
         methods.push(route.method);
@@ -119,6 +127,18 @@ fn match_path<'a>(pattern: &str, path: &'a str) -> Option<&'a str> {
             _ => return None,
         }
     }
+}
+
+/// A segment of a path without its escapes (RFC 3986, section 2.1).
+fn percent_decoded(segment: &str) -> Option<String> {
+    let mut parts = segment.split('%');
+    let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
+    for part in parts {
+        let digits = part.get(..2).filter(|digits| digits.bytes().all(|digit| digit.is_ascii_hexdigit()))?;
+        bytes.push(u8::from_str_radix(digits, 16).ok()?);
+        bytes.extend_from_slice(part.get(2..)?.as_bytes());
+    }
+    String::from_utf8(bytes).ok()
 }
 
 pub(super) fn printable(text: &str) -> String {

@@ -134,6 +134,26 @@ fn paths_fit_patterns_segment_by_segment() {
 }
 
 #[test]
+fn names_may_be_escaped() {
+    for (segment, name) in [
+        ("a", Some("a")),
+        ("a%2Fb%20", Some("a/b ")),
+        ("%c3%a4", Some("ä")),
+        ("%", None),
+        ("%4", None),
+        ("%+1", None),
+        ("%ff", None),
+        ("%4ä", None),
+    ] {
+        assert_eq!(percent_decoded(segment).as_deref(), name, "{segment}");
+    }
+    let bench = Bench::new();
+    bench.ok("PUT", "/shares/a%2Fb", json!({ "tag": "a/b", "path_on_host": "/" }));
+    assert!(bench.refused(400, "PUT", "/shares/a%2", json!({ "tag": "a%2", "path_on_host": "/" })).contains('%'));
+    bench.ok("DELETE", "/shares/a%2fb", json!({}));
+}
+
+#[test]
 fn no_row_hides_another() {
     for (index, row) in ROUTES.iter().enumerate() {
         let twin = ROUTES[..index].iter().find(|other| {
