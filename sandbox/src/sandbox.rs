@@ -259,7 +259,7 @@ fn vm_config(config: &SandboxConfig, dir: &Path, boot_token: Token) -> VmConfig 
         drives: config.drives.clone(),
         network_interfaces: Vec::new(),
         shares: Vec::new(),
-        vsock: Some(Vsock { guest_cid: GUEST_CID, uds_path: dir.join(VSOCK_NAME), vsock_id: None }),
+        vsock: Some(Vsock { guest_cid: GUEST_CID, uds_path: dir.join(VSOCK_NAME), ..Vsock::default() }),
         entropy: Some(Entropy {}),
         balloon: None,
         console: Some(Console { log_path: None, to_stderr: tracing::enabled!(tracing::Level::DEBUG) }),

@@ -20,7 +20,7 @@ use crate::virtio::device::VirtioDevice;
 use crate::virtio::fs::{Share, ShareError};
 use crate::virtio::net::{Net, NetConfig, NetControl, NetError};
 use crate::virtio::rng::Rng;
-use crate::virtio::vsock::{Vsock, VsockError};
+use crate::virtio::vsock::{self, Vsock, VsockError};
 
 /// Name of the only balloon.
 const BALLOON_ID: &str = "balloon";
@@ -28,6 +28,8 @@ const BALLOON_ID: &str = "balloon";
 const FILES_RESERVED: u64 = 6144;
 /// On a host that allows few open files, shares get these all the same, and may run out of what is there.
 const MIN_FILES_PER_SHARE: u64 = 512;
+/// Name of the only socket device.
+const VSOCK_ID: &str = "vsock";
 
 /// A device can't be made, found or plugged.
 #[derive(Debug, Error)]
@@ -122,13 +124,15 @@ pub struct Devices {
     balloon: Option<Arc<balloon::Control>>,
     interfaces: Vec<(PciSlot, NetControl)>,
     drives: BTreeMap<String, Arc<BlockControl>>,
+    vsock: Option<Arc<vsock::Control>>,
     vcpus: u8,
 }
 
 impl Devices {
     /// An empty bus of a VM with `vcpus` processors.
     pub fn new(root: Arc<PciRoot>, vcpus: u8) -> Self {
-        Self { root, plugged: Vec::new(), balloon: None, interfaces: Vec::new(), drives: BTreeMap::new(), vcpus }
+        let (plugged, interfaces, drives) = (Vec::new(), Vec::new(), BTreeMap::new());
+        Self { root, plugged, balloon: None, interfaces, drives, vsock: None, vcpus }
     }
 
     /// The bus.
@@ -233,7 +237,17 @@ impl Devices {
 
     /// Plugs the socket device.
     pub fn plug_vsock(&mut self, vsock: &config::Vsock) -> Result<PciSlot, DeviceError> {
-        self.plug(Kind::Vsock, "vsock", Box::new(Vsock::new(vsock.guest_cid, &vsock.uds_path)?))
+        let (rx, tx) = (vsock.rx_rate_limiter.as_ref(), vsock.tx_rate_limiter.as_ref());
+        let device = Vsock::new(vsock.guest_cid, &vsock.uds_path, rx, tx)?;
+        let control = Arc::clone(device.control());
+        let slot = self.plug(Kind::Vsock, VSOCK_ID, Box::new(device))?;
+        self.vsock = Some(control);
+        Ok(slot)
+    }
+
+    /// The socket device: what became of its streams, and its limits.
+    pub fn vsock(&self) -> Result<&Arc<vsock::Control>, DeviceError> {
+        self.vsock.as_ref().ok_or_else(|| DeviceError::Unknown(Kind::Vsock, VSOCK_ID.to_owned()))
     }
 
     /// Plugs the random number device.
@@ -287,6 +301,7 @@ impl Devices {
         match kind {
             Kind::Balloon => self.balloon = None,
             Kind::Drive => drop(self.drives.remove(id)),
+            Kind::Vsock => self.vsock = None,
             _ => {}
         }
         Ok(())

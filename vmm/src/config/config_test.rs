@@ -192,7 +192,8 @@ fn socket_paths_have_the_kernels_length() {
     config.control_socket = Some("/".repeat(MAX_SOCKET_PATH_BYTES + 1).into());
     assert!(config.validate().is_err());
     config.control_socket = None;
-    config.vsock = Some(Vsock { guest_cid: 3, uds_path: "/".repeat(MAX_UDS_PATH_BYTES + 1).into(), vsock_id: None });
+    config.vsock =
+        Some(Vsock { guest_cid: 3, uds_path: "/".repeat(MAX_UDS_PATH_BYTES + 1).into(), ..Vsock::default() });
     assert!(config.validate().is_err());
 }
 

@@ -1,7 +1,7 @@
 //! The control API: HTTP/1.1 with JSON on a Unix socket, shaped like Firecracker's.
 //!
 //! `http` turns bytes into requests, `server` has the connections, `routes` is the table of what can be asked; the handlers are in
-//! files of their own: `resources` for the parts of a configuration, `machine` for the VM as a whole, `memory` and `network` for changes of such devices, `output` for log and metrics.
+//! files of their own: `resources` for the parts of a configuration, `machine` for the VM as a whole, `memory`, `network` and `sockets` for changes of such devices, `output` for log and metrics.
 
 mod fault;
 pub mod http;
@@ -12,6 +12,7 @@ mod output;
 mod resources;
 mod routes;
 mod server;
+mod sockets;
 
 pub use self::output::MetricsFile;
 pub use self::routes::Api;

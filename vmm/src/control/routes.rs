@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use super::fault::Fault;
 use super::http::{Request, Response};
-use super::{machine, memory, network, output, resources};
+use super::{machine, memory, network, output, resources, sockets};
 use crate::config::{Balloon, BootSource, Console, Drive, Entropy, NetworkInterface, Share, Vsock};
 use crate::instance::Instance;
 
@@ -65,7 +65,9 @@ pub(super) const ROUTES: &[Route] = &[
     get("/machine-config", machine::get_machine_config),
     put("/machine-config", machine::put_machine_config),
     patch("/machine-config", machine::patch_machine_config),
+    get("/vsock", sockets::vsock),
     put("/vsock", resources::put_single::<Vsock>),
+    patch("/vsock", sockets::patch_vsock),
     put("/entropy", resources::put_single::<Entropy>),
     put("/console", resources::put_single::<Console>),
     get("/balloon", memory::balloon),

@@ -455,3 +455,25 @@ proptest! {
         prop_assert!(status < 500, "{status}");
     }
 }
+
+#[test]
+fn limits_of_the_socket_device_change_one_by_one() {
+    let bench = Bench::new();
+    bench.refused(404, "PATCH", "/vsock", json!({}));
+    bench.ok(
+        "PUT",
+        "/vsock",
+        json!({ "guest_cid": 3, "uds_path": "/v", "rx_rate_limiter": { "ops": { "size": 1, "refill_time": 2 } } }),
+    );
+    let bandwidth = json!({ "size": 3, "refill_time": 4 });
+    bench.ok("PATCH", "/vsock", json!({ "rx_rate_limiter": { "bandwidth": bandwidth } }));
+    let limiter = bench.ok("GET", "/vsock", json!({}))["rx_rate_limiter"].clone();
+    assert_eq!(limiter, json!({ "bandwidth": bandwidth, "ops": { "size": 1, "refill_time": 2 } }));
+    let refusal = bench.refused(
+        400,
+        "PATCH",
+        "/vsock",
+        json!({ "tx_rate_limiter": { "ops": { "size": 1, "refill_time": 1u64 << 40 } } }),
+    );
+    assert!(refusal.contains("Field tx_rate_limiter.ops.refill_time"), "{refusal}");
+}

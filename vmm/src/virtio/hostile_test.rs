@@ -57,7 +57,7 @@ fn device(kind: usize, directory: &Path) -> Box<dyn VirtioDevice> {
                 BalloonConfig { amount_mib, deflate_on_oom: true, stats_polling_interval_s, free_page_reporting: true };
             Box::new(Balloon::new(config).unwrap())
         }
-        2 => Box::new(Vsock::new(3, &directory.join("v")).unwrap()),
+        2 => Box::new(Vsock::new(3, &directory.join("v"), None, None).unwrap()),
         3 => Box::new(net(directory)),
         5 => {
             let path = directory.join("share");

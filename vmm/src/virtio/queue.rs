@@ -4,6 +4,7 @@
 //! readable and writable parts, is too long or lies outside of memory breaks the queue. A broken queue is reported once and
 //! gives out nothing any more.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -137,12 +138,37 @@ impl VirtQueue {
         pop: impl Fn(&mut Self, &'m GuestMemoryMmap) -> Option<C>,
         mut handle: impl FnMut(&mut Self, C),
     ) {
+        self.drain_with(memory, pop, |queue, chain| {
+            handle(queue, chain);
+            ControlFlow::Continue(())
+        });
+    }
+
+    /// [`drain`](VirtQueue::drain) until `handle` gives a chain back that has to wait. Then the driver's notifications are off: call
+    /// this again when it may go on.
+    pub fn drain_while<'m>(
+        &mut self,
+        memory: &'m GuestMemoryMmap,
+        handle: impl FnMut(&mut Self, Chain<'m>) -> ControlFlow<Head>,
+    ) {
+        self.drain_with(memory, Self::pop, handle);
+    }
+
+    fn drain_with<'m, C>(
+        &mut self,
+        memory: &'m GuestMemoryMmap,
+        pop: impl Fn(&mut Self, &'m GuestMemoryMmap) -> Option<C>,
+        mut handle: impl FnMut(&mut Self, C) -> ControlFlow<Head>,
+    ) {
         let mut budget = 4 * u32::from(self.queue.size());
         let start = Instant::now();
         self.disable_notification(memory);
         loop {
             while let Some(chain) = pop(self, memory) {
-                handle(self, chain);
+                if let ControlFlow::Break(head) = handle(self, chain) {
+                    self.unpop(head);
+                    return self.signal(memory);
+                }
                 budget = budget.saturating_sub(1);
                 if budget == 0 || start.elapsed() >= DRAIN_TIME {
                     self.signal(memory);

@@ -142,6 +142,11 @@ impl Connection {
         if sent == line.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
     }
 
+    /// Ends the stream for the host process, which may still read what it got before.
+    pub fn hang_up(&mut self) {
+        let _ = self.stream.shutdown(Shutdown::Both);
+    }
+
     /// The socket may have data, or its end.
     pub fn became_readable(&mut self) {
         self.readable = true;

@@ -4,6 +4,8 @@
 //! and then has a stream. A connection from the guest to port P of the host goes to the Unix socket `<uds_path>_P`.
 
 mod connection;
+mod control;
+mod dials;
 mod muxer;
 mod packet;
 mod ports;
@@ -16,12 +18,15 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+pub use self::control::{Control, Streams};
 use self::muxer::Muxer;
 use self::service::VsockService;
 use super::counters::Counters;
 use super::device::{ActivateError, Activation, VirtioDevice};
+use super::rate_limiter::Gate;
 use super::spec::device_type;
 use super::worker::{Quiesce, Workers};
+use crate::config;
 
 /// Receive, transmit and event queue (section 5.10.2).
 const QUEUE_SIZES: &[u16] = &[256, 256, 16];
@@ -39,6 +44,9 @@ pub enum VsockError {
         /// What bind says.
         source: io::Error,
     },
+    /// No file descriptor for the rate limiters.
+    #[error("Can't make the rate limiters of the socket device")]
+    Limiter(#[source] io::Error),
 }
 
 /// A socket device.
@@ -47,13 +55,20 @@ pub struct Vsock {
     listener: UnixListener,
     path: PathBuf,
     counters: Arc<Counters>,
+    control: Arc<Control>,
     workers: Workers<VsockService>,
 }
 
 impl Vsock {
     /// Listens at `uds_path`; the socket file is removed when the device is dropped. Host processes may connect before the
-    /// guest has started: they wait.
-    pub fn new(guest_cid: u32, uds_path: &Path) -> Result<Self, VsockError> {
+    /// guest has started: they wait. `rx` limits the way to the guest, `tx` that from the guest.
+    pub fn new(
+        guest_cid: u32,
+        uds_path: &Path,
+        rx: Option<&config::RateLimiter>,
+        tx: Option<&config::RateLimiter>,
+    ) -> Result<Self, VsockError> {
+        let control = Control::new(rx, tx).map_err(VsockError::Limiter)?;
         let fail = |source| VsockError::Listen { path: uds_path.to_owned(), source };
         let listener = UnixListener::bind(uds_path).map_err(fail)?;
         let this = Self {
@@ -61,10 +76,16 @@ impl Vsock {
             listener,
             path: uds_path.to_owned(),
             counters: Arc::default(),
+            control,
             workers: Workers::default(),
         };
         this.listener.set_nonblocking(true).map_err(fail)?;
         Ok(this)
+    }
+
+    /// The handle for changes at run time.
+    pub fn control(&self) -> &Arc<Control> {
+        &self.control
     }
 }
 
@@ -108,8 +129,23 @@ impl VirtioDevice for Vsock {
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
         let mut queues = activation.queues(&self.counters);
         let listener = self.listener.try_clone()?;
-        let muxer = Muxer::new(u64::from(self.guest_cid), listener, self.path.clone(), Arc::clone(&self.counters));
-        let service = VsockService::new(activation.memory, queues.take(RECEIVE)?, queues.take(TRANSMIT)?, muxer);
+        let muxer = Muxer::new(
+            u64::from(self.guest_cid),
+            listener,
+            self.path.clone(),
+            Arc::clone(&self.counters),
+            Arc::clone(&self.control),
+        );
+        let service = VsockService {
+            memory: activation.memory,
+            receive: queues.take(RECEIVE)?,
+            transmit: queues.take(TRANSMIT)?,
+            rx_gate: Gate::new(Arc::clone(&self.control.rx), Arc::clone(&self.counters)),
+            tx_gate: Gate::new(Arc::clone(&self.control.tx), Arc::clone(&self.counters)),
+            unpaid_bytes: 0,
+            paid: true,
+            muxer,
+        };
         Ok(self.workers.start("vsock", [service])?)
     }
 
@@ -123,6 +159,8 @@ impl VirtioDevice for Vsock {
     }
 }
 
+#[cfg(test)]
+mod patience_test;
 #[cfg(test)]
 mod test_guest;
 #[cfg(test)]

@@ -1,8 +1,10 @@
 //! Which connection has which pair of ports, and how many there may be.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use super::connection::Connection;
+use super::control::Control;
 
 /// Most connections at once, with those that are not yet or no longer established.
 pub const MAX_CONNECTIONS: usize = 2048;
@@ -31,22 +33,24 @@ pub struct Connections {
     by_ports: HashMap<Ports, Token>,
     next_token: u64,
     next_local_port: u32,
+    control: Arc<Control>,
 }
 
 impl Connections {
     /// None yet. Tokens start at `first_token`.
-    pub fn new(first_token: u64) -> Self {
+    pub fn new(first_token: u64, control: Arc<Control>) -> Self {
         Self {
             all: HashMap::new(),
             by_ports: HashMap::new(),
             next_token: first_token,
             next_local_port: FIRST_LOCAL_PORT,
+            control,
         }
     }
 
-    /// There is no place for one more.
-    pub fn is_full(&self) -> bool {
-        self.all.len() >= MAX_CONNECTIONS
+    /// There is no place for one more beside `others` that have no connection yet.
+    pub fn is_full(&self, others: usize) -> bool {
+        self.all.len().saturating_add(others) >= MAX_CONNECTIONS
     }
 
     /// Size of the receive buffer that the next connection may have.
@@ -59,6 +63,7 @@ impl Connections {
         let token = Token(self.next_token);
         self.next_token += 1;
         self.all.insert(token, connection);
+        self.control.streams.open.add(1);
         token
     }
 
@@ -94,7 +99,9 @@ impl Connections {
     /// Closes a connection.
     pub fn remove(&mut self, token: Token) {
         self.unname(token);
-        self.all.remove(&token);
+        if self.all.remove(&token).is_some() {
+            self.control.streams.open.take_back(1);
+        }
     }
 
     /// A port of the host for a connection to `guest_port`. There are far more ports than connections, so one is free.
@@ -107,5 +114,11 @@ impl Connections {
             }
         }
         self.next_local_port
+    }
+}
+
+impl Drop for Connections {
+    fn drop(&mut self) {
+        self.control.streams.open.take_back(self.all.len() as u64);
     }
 }

@@ -15,8 +15,9 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use super::Vsock;
 use super::packet::{HEADER_BYTES, Header, op};
+use super::{Control, Vsock};
+use crate::config::RateLimiter;
 use crate::virtio::testing::{Driver, Machine, Part};
 
 pub const CID: u64 = 3;
@@ -27,6 +28,7 @@ pub const GUEST_BUF_ALLOC: u32 = 256 << 10;
 pub struct Guest {
     pub machine: Arc<Machine>,
     pub driver: Driver,
+    pub control: Arc<Control>,
     pub directory: TempDir,
     buffers: HashMap<u16, u64>,
     pub arrived: VecDeque<(Header, Vec<u8>)>,
@@ -37,14 +39,20 @@ pub struct Guest {
 
 impl Guest {
     pub fn new() -> Self {
+        Self::with_limits(None, None)
+    }
+
+    pub fn with_limits(rx: Option<RateLimiter>, tx: Option<RateLimiter>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let machine = Machine::new();
-        let device = Vsock::new(CID as u32, &directory.path().join("v")).unwrap();
+        let device = Vsock::new(CID as u32, &directory.path().join("v"), rx.as_ref(), tx.as_ref()).unwrap();
+        let control = Arc::clone(device.control());
         let driver = machine.plug(Box::new(device));
         let mut this = Self {
             send_buffers: (0..64).map(|_| machine.allocate(128 << 10)).collect(),
             machine,
             driver,
+            control,
             directory,
             buffers: HashMap::new(),
             arrived: VecDeque::new(),

@@ -27,8 +27,8 @@ fn the_guest_learns_its_cid() {
 fn a_taken_path_is_an_error_and_the_socket_file_goes_with_the_device() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("v");
-    let device = Vsock::new(3, &path).unwrap();
-    assert!(matches!(Vsock::new(4, &path), Err(VsockError::Listen { .. })));
+    let device = Vsock::new(3, &path, None, None).unwrap();
+    assert!(matches!(Vsock::new(4, &path, None, None), Err(VsockError::Listen { .. })));
     drop(device);
     assert!(!path.exists());
 }
