@@ -26,5 +26,6 @@ mod monitor;
 mod network;
 mod process;
 mod registry;
+mod share;
 mod stdio;
 mod terminal;
