@@ -15,6 +15,7 @@ mod harness;
 mod vmm_harness;
 
 mod bad_input;
+mod block;
 mod control_api;
 mod images;
 mod isolation;
