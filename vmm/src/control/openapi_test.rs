@@ -7,10 +7,12 @@ use std::fmt;
 use serde::de::{DeserializeOwned, Deserializer, Visitor};
 use serde_json::{Value, json};
 
+use super::super::drives::DrivePatch;
 use super::super::machine::{Action, VmPatch};
 use super::super::memory::{BalloonPatch, StatisticsPatch};
 use super::super::network::InterfacePatch;
 use super::super::output::{LoggerConfig, MetricsConfig};
+use super::super::sockets::VsockPatch;
 use super::ROUTES;
 use super::tests::Bench;
 use crate::config::{
@@ -36,6 +38,7 @@ const SENT: &[Sent] = &[
     sent::<BootSource>("BootSource"),
     sent::<MachineConfig>("MachineConfig"),
     sent::<Drive>("Drive"),
+    sent::<DrivePatch>("DriveUpdate"),
     sent::<RateLimiter>("RateLimiter"),
     sent::<TokenBucket>("TokenBucket"),
     sent::<NetworkInterface>("NetworkInterface"),
@@ -43,6 +46,7 @@ const SENT: &[Sent] = &[
     sent::<Share>("Share"),
     sent::<IdRange>("IdRange"),
     sent::<Vsock>("Vsock"),
+    sent::<VsockPatch>("VsockUpdate"),
     sent::<Entropy>("Entropy"),
     sent::<Console>("Console"),
     sent::<Balloon>("Balloon"),
@@ -206,8 +210,9 @@ fn the_examples_are_accepted() {
     // Sent with a VM, or not at all.
     let pause = examples.remove(&("PATCH".to_owned(), "/vm".to_owned())).unwrap();
     assert!(examples.remove(&("PUT".to_owned(), "/actions".to_owned())).is_some());
-    let limits = ("PATCH".to_owned(), "/network-interfaces/eth0".to_owned());
-    assert!(examples.remove(&limits).is_some());
+    for path in ["/network-interfaces/eth0", "/drives/data"] {
+        assert!(examples.remove(&("PATCH".to_owned(), path.to_owned())).is_some());
+    }
     // Would move this process's log.
     examples.get_mut(&("PUT".to_owned(), "/logger".to_owned())).unwrap().as_object_mut().unwrap().remove("log_path");
     let (puts, patches): (Vec<_>, Vec<_>) = examples.iter().partition(|((method, _), _)| method == "PUT");
@@ -233,6 +238,7 @@ fn answers_fit_their_schemas() {
         ("/drives/a", json!({ "drive_id": "a", "path_on_host": image })),
         ("/balloon", json!({ "stats_polling_interval_s": 1 })),
         ("/boot-source", json!({ "kernel_image_path": "/k" })),
+        ("/vsock", json!({ "guest_cid": 3, "uds_path": bench.dir.path().join("v") })),
     ] {
         assert_eq!(bench.ask("PUT", target, &body.to_string()).0, 204);
     }

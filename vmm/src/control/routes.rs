@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use super::fault::Fault;
 use super::http::{Request, Response};
-use super::{machine, memory, network, output, resources, sockets};
+use super::{drives, machine, memory, network, output, resources, sockets};
 use crate::config::{Balloon, BootSource, Console, Drive, Entropy, NetworkInterface, Share, Vsock};
 use crate::instance::Instance;
 
@@ -76,6 +76,7 @@ pub(super) const ROUTES: &[Route] = &[
     get("/balloon/statistics", memory::balloon_statistics),
     patch("/balloon/statistics", memory::patch_balloon_statistics),
     put("/drives/{drive_id}", resources::put_item::<Drive>),
+    patch("/drives/{drive_id}", drives::patch_drive),
     delete("/drives/{drive_id}", resources::delete_item::<Drive>),
     put("/network-interfaces/{iface_id}", resources::put_item::<NetworkInterface>),
     patch("/network-interfaces/{iface_id}", network::patch_interface),

@@ -175,7 +175,7 @@ fn unknown_paths_and_methods_say_so() {
         body: vec![],
         keep_alive: true,
     };
-    assert_eq!(answer(&bench.api, &request).allow.as_deref(), Some("PUT, DELETE"));
+    assert_eq!(answer(&bench.api, &request).allow.as_deref(), Some("PUT, PATCH, DELETE"));
 }
 
 #[test]
@@ -374,6 +374,14 @@ fn drives_are_plugged_into_and_taken_out_of_a_running_vm() {
     let stats = bench.ok("GET", "/stats", json!({}));
     assert_eq!(stats["devices"][1]["pci_address"], "0000:00:02.0");
 
+    let limits =
+        json!({ "drive_id": "a", "path_on_host": image, "rate_limiter": { "ops": { "size": 1, "refill_time": 2 } } });
+    std::fs::write(&image, [0; 8192]).unwrap();
+    bench.ok("PATCH", "/drives/a", limits);
+    assert_eq!(bench.ok("GET", "/vm/config", json!({}))["drives"][0]["rate_limiter"]["ops"]["size"], 1);
+    let elsewhere = json!({ "drive_id": "a", "path_on_host": "/elsewhere" });
+    assert!(bench.refused(400, "PATCH", "/drives/a", elsewhere).contains("Field path_on_host"));
+    assert!(bench.refused(404, "PATCH", "/drives/z", json!({ "drive_id": "z" })).contains("no drive device z"));
     bench.ok("DELETE", "/drives/a", json!({}));
     assert!(bench.refused(404, "DELETE", "/drives/a", json!({})).contains("no drive a"));
     let config = bench.ok("GET", "/vm/config", json!({}));

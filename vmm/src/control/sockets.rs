@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::fault;
 use super::http::Response;
+use super::network::merge;
 use super::resources::without_prefix;
 use super::routes::{Answer, Call};
 use crate::config::{RateLimiter, Vsock};
@@ -44,13 +45,6 @@ pub(super) fn patch_vsock(call: Call<'_>) -> Answer {
     }
     call.instance.set_config(config);
     Ok(Response::done())
-}
-
-/// A limit that a change doesn't have stays as it is.
-fn merge(to: &mut Option<RateLimiter>, change: Option<RateLimiter>) {
-    let Some(change) = change else { return };
-    let old = to.unwrap_or_default();
-    *to = Some(RateLimiter { bandwidth: change.bandwidth.or(old.bandwidth), ops: change.ops.or(old.ops) });
 }
 
 fn configured(instance: &Instance) -> Result<&Vsock, fault::Fault> {
