@@ -80,7 +80,7 @@ pub fn build(config: &VmConfig, end: &Arc<EndSignal>, mut on_phase: impl FnMut(B
     let (kernel_file, kernel_bytes) = loader::open_regular("Kernel", &config.boot_source.kernel_image_path)?;
     let console = open_console(config)?;
     let system = System::open_checked()?;
-    let vcpu_count = config.machine_config.vcpu_count;
+    let vcpu_count = config.machine_config.all_vcpus();
     if usize::from(vcpu_count) > system.max_vcpus() {
         return Err(BuildError::TooManyVcpus(system.max_vcpus()));
     }
@@ -136,10 +136,11 @@ fn load(
     let source = &config.boot_source;
     let kernel = loader::load_kernel(memory, &mut kernel_file, kernel_bytes)?;
     let initrd = source.initrd_path.as_deref().map(|path| loader::load_initrd(memory, &kernel, path)).transpose()?;
-    let words: Vec<_> =
-        config::root_device_words(&config.drives).into_iter().chain([source.boot_args.clone()]).collect();
+    let words = config.machine_config.kernel_words().into_iter();
+    let words = words.chain(config::root_device_words(&config.drives)).chain([source.boot_args.clone()]);
+    let words: Vec<_> = words.collect();
     let command_line = loader::command_line(config.console.is_some(), words.join(" ").trim_end())?;
-    let rsdp = acpi::write_tables(memory, config.machine_config.vcpu_count)?;
+    let rsdp = acpi::write_tables(memory, config.machine_config.all_vcpus())?;
     loader::write_boot_params(memory, &kernel, initrd, &command_line, ram_bytes, rsdp)?;
     entry::write_tables(memory).map_err(LoadError::from)?;
     Ok(kernel)

@@ -44,6 +44,12 @@ fn errors_name_the_field() {
     for (member, field, problem) in [
         (r#""machine-config": {"vcpu_count": "two"}"#, "machine-config.vcpu_count", "invalid type"),
         (r#""machine-config": {"vcpu_count": 0}"#, "machine-config.vcpu_count", "must be 1 to 64, not 0"),
+        (
+            r#""machine-config": {"vcpu_count": 2, "max_vcpu_count": 1}"#,
+            "machine-config.max_vcpu_count",
+            "must be 2 (vcpu_count) to 64, not 1",
+        ),
+        (r#""machine-config": {"max_vcpu_count": 65}"#, "machine-config.max_vcpu_count", "to 64, not 65"),
         (r#""machine-config": {"vcpu_count": 65}"#, "machine-config.vcpu_count", "must be 1 to 64, not 65"),
         (r#""machine-config": {"vcpu_count": 300}"#, "machine-config.vcpu_count", "invalid value"),
         (r#""machine-config": {"mem_size_mib": 0}"#, "machine-config.mem_size_mib", "must be 32 to"),
@@ -251,4 +257,13 @@ fn shares_are_checked() {
     }
     let two = r#"{"tag": "t", "path_on_host": "/x"}, {"tag": "t", "path_on_host": "/y"}"#;
     assert!(parse(two).unwrap_err().to_string().contains("called t already"));
+}
+
+#[test]
+fn processors_that_are_not_in_use_are_kept_from_the_guests_kernel() {
+    let machine = |vcpu_count, max_vcpu_count| MachineConfig { vcpu_count, max_vcpu_count, ..Default::default() };
+    assert_eq!((machine(2, None).all_vcpus(), machine(2, None).kernel_words()), (2, None));
+    assert_eq!((machine(2, Some(2)).all_vcpus(), machine(2, Some(2)).kernel_words()), (2, None));
+    let growing = machine(2, Some(4));
+    assert_eq!((growing.all_vcpus(), growing.kernel_words().as_deref()), (4, Some("maxcpus=2")));
 }

@@ -10,6 +10,11 @@ use super::{ConfigError, check};
 pub struct MachineConfig {
     /// Number of virtual processors, 1 to [`MachineConfig::MAX_VCPUS`].
     pub vcpu_count: u8,
+    /// Virtual processors that the VM can have in use while it runs, `vcpu_count` to [`MachineConfig::MAX_VCPUS`]; default:
+    /// `vcpu_count`. Those beyond it exist from the start, at the price of a thread and some guest memory each; the guest's
+    /// kernel doesn't start them by itself (`maxcpus=`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_vcpu_count: Option<u8>,
     /// Guest memory in MiB, at least [`MachineConfig::MIN_MEM_SIZE_MIB`].
     pub mem_size_mib: u32,
     /// Pages behind the guest's memory.
@@ -49,6 +54,7 @@ impl Default for MachineConfig {
     fn default() -> Self {
         Self {
             vcpu_count: 1,
+            max_vcpu_count: None,
             mem_size_mib: 128,
             huge_pages: HugePages::default(),
             smt: false,
@@ -72,6 +78,16 @@ pub enum HugePages {
 }
 
 impl MachineConfig {
+    /// Virtual processors that exist, in use or not.
+    pub fn all_vcpus(&self) -> u8 {
+        self.max_vcpu_count.unwrap_or(self.vcpu_count)
+    }
+
+    /// What the guest's kernel has to be told on its command line.
+    pub(crate) fn kernel_words(&self) -> Option<String> {
+        (self.all_vcpus() > self.vcpu_count).then(|| format!("maxcpus={}", self.vcpu_count))
+    }
+
     pub(super) fn validate(&self) -> Result<(), ConfigError> {
         check(!self.smt, "machine-config.smt", "must be false: each vCPU is a core of its own")?;
         check(!self.track_dirty_pages, "machine-config.track_dirty_pages", "must be false: there are no snapshots")?;
@@ -80,6 +96,12 @@ impl MachineConfig {
             vcpus.contains(&self.vcpu_count),
             "machine-config.vcpu_count",
             &format!("must be {} to {}, not {}", vcpus.start(), vcpus.end(), self.vcpu_count),
+        )?;
+        let all = self.vcpu_count..=Self::MAX_VCPUS;
+        check(
+            all.contains(&self.all_vcpus()),
+            "machine-config.max_vcpu_count",
+            &format!("must be {} (vcpu_count) to {}, not {}", all.start(), all.end(), self.all_vcpus()),
         )?;
         let sizes = Self::MIN_MEM_SIZE_MIB..=Self::MAX_MEM_SIZE_MIB;
         check(

@@ -36,7 +36,7 @@ pub(super) fn get_vm(call: Call<'_>) -> Answer {
     let vm = call.instance.vm();
     Ok(Response::ok(json!({
         "state": call.instance.state(),
-        "vcpu_count": vm.map_or(usize::from(machine.vcpu_count), |vm| vm.vcpu_count()),
+        "vcpu_count": machine.vcpu_count,
         "mem_size_mib": vm.map_or(machine.mem_size_mib, |vm| vm.mem_size_mib()),
     })))
 }
