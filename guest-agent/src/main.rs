@@ -31,6 +31,7 @@ mod helper;
 mod identifier;
 mod init;
 mod layout;
+mod machine;
 mod process;
 mod reaper;
 mod service;

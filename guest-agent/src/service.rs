@@ -10,10 +10,11 @@ use hull_protocol::{PROTOCOL_VERSION, agent, agent_ttrpc};
 use ttrpc::Result;
 use ttrpc::asynchronous::TtrpcContext;
 
-use crate::cgroup;
+use crate::cgroup::{self, limits};
 use crate::container::{Container, Registry, Status};
 use crate::failure::Failure;
 use crate::init::{clock, power};
+use crate::machine::Machine;
 use crate::process::Exit;
 use crate::reaper::Reaper;
 use crate::sys;
@@ -27,6 +28,7 @@ pub struct Service(Arc<State>);
 
 struct State {
     containers: Registry,
+    machine: Machine,
     started_ns: u64,
     ready_ns: AtomicU64,
 }
@@ -36,7 +38,12 @@ impl Service {
     pub fn new(reaper: Reaper, started_ns: u64) -> Self {
         // The path after the change of root is the one before.
         let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/init"));
-        Self(Arc::new(State { containers: Registry::new(reaper, program), started_ns, ready_ns: AtomicU64::new(0) }))
+        Self(Arc::new(State {
+            containers: Registry::new(reaper, program),
+            machine: Machine::new(),
+            started_ns,
+            ready_ns: AtomicU64::new(0),
+        }))
     }
 
     /// Notes the time since boot at which the host is told that the agent is ready.
@@ -173,6 +180,37 @@ impl agent_ttrpc::Agent for Service {
     async fn delete_container(&self, _: &TtrpcContext, request: agent::DeleteContainerRequest) -> Result<agent::Empty> {
         self.0.containers.delete(&request).await?;
         Ok(agent::Empty::new())
+    }
+
+    async fn update_container(&self, _: &TtrpcContext, request: agent::UpdateContainerRequest) -> Result<agent::Empty> {
+        self.container(&request.container_id)?;
+        limits::update(&cgroup::path(&request.container_id), &request)?;
+        Ok(agent::Empty::new())
+    }
+
+    async fn plug_device(&self, _: &TtrpcContext, request: agent::PlugDeviceRequest) -> Result<agent::Device> {
+        Ok(self.0.machine.plug(request).await?)
+    }
+
+    async fn unplug_device(&self, _: &TtrpcContext, request: agent::UnplugDeviceRequest) -> Result<agent::Device> {
+        Ok(self.0.machine.unplug(request).await?)
+    }
+
+    async fn list_devices(&self, _: &TtrpcContext, _: agent::Empty) -> Result<agent::ListDevicesResponse> {
+        let devices = self.0.machine.devices().await?;
+        Ok(agent::ListDevicesResponse { devices, ..Default::default() })
+    }
+
+    async fn set_online_cpus(
+        &self,
+        _: &TtrpcContext,
+        request: agent::SetOnlineCpusRequest,
+    ) -> Result<agent::MachineStateResponse> {
+        Ok(self.0.machine.set_online_cpus(request.count).await?)
+    }
+
+    async fn machine_state(&self, _: &TtrpcContext, _: agent::Empty) -> Result<agent::MachineStateResponse> {
+        Ok(self.0.machine.state().await?)
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: agent::Empty) -> Result<agent::Empty> {

@@ -16,7 +16,7 @@ mod token;
 pub use token::{Token, TokenError};
 
 /// Version of the service definition. Host and agent must agree: both come from one build.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// Context identifier of the host in AF_VSOCK.
 pub const HOST_CID: u32 = 2;

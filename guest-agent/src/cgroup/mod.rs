@@ -1,5 +1,7 @@
 //! Cgroup v2: one directory for each container, and what its files say.
 
+pub mod limits;
+
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
