@@ -17,8 +17,10 @@
 mod args;
 mod completion;
 mod context;
+mod device;
 mod doctor;
 mod failure;
+mod find;
 mod images;
 mod kernel;
 mod output;
@@ -27,6 +29,7 @@ mod ps;
 mod run;
 mod stop;
 mod table;
+mod update;
 mod version;
 
 use std::process::ExitCode;
@@ -61,6 +64,8 @@ fn dispatch(command: Command, global: &args::Global) -> Result<u8, Failure> {
         Command::Rmi(args) => images::remove(&args, &context),
         Command::Ps(args) => ps::list(&args, &context),
         Command::Stop(args) => stop::stop(&args, &context),
+        Command::Update(args) => update::update(&args, &context),
+        Command::Device { command } => device::device(&command, &context),
         Command::Kernel(args) => kernel::show(&args),
         Command::Doctor(args) => doctor::check(&args, &context),
         Command::Version(args) => version::show(&args),

@@ -11,6 +11,7 @@ use nix::libc;
 use crate::args::StopArgs;
 use crate::context::Context;
 use crate::failure::{FAILED, Failure};
+use crate::find::find;
 use crate::output::{line, say};
 
 /// How long a killed owner may take to be gone.
@@ -55,19 +56,6 @@ fn stop_one(root: &RuntimeRoot, wanted: &str, signal: Option<i32>, time_s: Optio
     }
 }
 
-/// By name, by identifier, or by the beginning of one if that is unambiguous.
-fn find<'a>(records: &'a [SandboxRecord], wanted: &str) -> anyhow::Result<&'a SandboxRecord> {
-    if let Some(record) = records.iter().find(|record| record.name == wanted || record.id == wanted) {
-        return Ok(record);
-    }
-    let mut candidates = records.iter().filter(|record| record.id.starts_with(wanted));
-    match (candidates.next(), candidates.next()) {
-        (Some(record), None) => Ok(record),
-        (Some(_), Some(_)) => Err(anyhow!("{wanted:?} is the beginning of several containers' identifiers")),
-        (None, _) => Err(anyhow!("no running container is called {wanted:?}; `hull ps` lists them")),
-    }
-}
-
 /// The list was read a moment ago under the lock that the owner holds, so its process identifier is its own still.
 fn send(record: &SandboxRecord, signal: i32) -> anyhow::Result<()> {
     use nix::sys::signal::{Signal, kill};
@@ -97,33 +85,7 @@ fn gone_within(root: &RuntimeRoot, id: &str, patience: Duration) -> Result<bool,
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hull_sandbox::runtime_dir::SandboxStatus;
-
-    fn record(id: &str, name: &str) -> SandboxRecord {
-        SandboxRecord {
-            id: id.into(),
-            name: name.into(),
-            image: String::new(),
-            command: Vec::new(),
-            created_s: 0,
-            status: SandboxStatus::Running,
-            owner_pid: 0,
-            monitor_pid: 0,
-            vcpus: 1,
-            memory_mib: 1,
-            stop_signal: 15,
-            stop_timeout_s: 1,
-        }
-    }
-
-    #[test]
-    fn containers_are_found_by_name_or_unambiguous_beginning() {
-        let records = [record("ab1", "web"), record("ab2", "ab1x")];
-        assert_eq!(find(&records, "web").unwrap().id, "ab1");
-        assert_eq!(find(&records, "ab2").unwrap().id, "ab2");
-        assert!(find(&records, "ab").is_err());
-        assert!(find(&records, "zz").is_err());
-    }
+    use crate::find::tests::record;
 
     #[test]
     fn a_record_without_owner_is_never_signalled() {

@@ -21,6 +21,8 @@ pub const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 pub const CREATE_TIMEOUT: Duration = Duration::from_secs(120);
 
 const MAX_MESSAGE_BYTES: usize = 1000;
+/// What ttrpc says of a deadline that passes on this side.
+const DEADLINE_ELAPSED: &str = "Request deadline elapsed";
 const MAX_HANDSHAKE_BYTES: usize = 32;
 const ENTROPY_BYTES: usize = 64;
 
@@ -65,9 +67,15 @@ impl AgentError {
     /// What ttrpc reports of the call `what`.
     pub(crate) fn from_ttrpc(what: &str, limit: Duration, error: ttrpc::Error) -> Self {
         use ttrpc::Code;
+        let timed_out = || {
+            let seconds = limit.as_secs();
+            let text = format!("{what}: the guest's agent did not answer within {seconds} seconds");
+            Self::new(AgentErrorKind::TimedOut, text)
+        };
         let ttrpc::Error::RpcStatus(status) = error else {
             let text = one_line(&error.to_string(), MAX_MESSAGE_BYTES);
             return match error {
+                ttrpc::Error::Others(text) if text == DEADLINE_ELAPSED => timed_out(),
                 ttrpc::Error::Others(_) => Self::new(AgentErrorKind::Other, format!("{what}: {text}")),
                 _ => Self::new(
                     AgentErrorKind::Disconnected,
@@ -82,11 +90,11 @@ impl AgentError {
             Code::ALREADY_EXISTS => AgentErrorKind::AlreadyExists,
             Code::FAILED_PRECONDITION => AgentErrorKind::FailedPrecondition,
             Code::UNIMPLEMENTED => AgentErrorKind::Unimplemented,
-            Code::DEADLINE_EXCEEDED => {
-                let seconds = limit.as_secs();
-                let text = format!("{what}: the guest's agent did not answer within {seconds} seconds");
-                return Self::new(AgentErrorKind::TimedOut, text);
+            // The agent's own words say what did not come to its end in the guest.
+            Code::DEADLINE_EXCEEDED if status.message().is_empty() || status.message() == "timeout" => {
+                return timed_out();
             }
+            Code::DEADLINE_EXCEEDED => AgentErrorKind::TimedOut,
             _ => AgentErrorKind::Other,
         };
         Self::new(kind, one_line(status.message(), MAX_MESSAGE_BYTES))

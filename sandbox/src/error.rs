@@ -8,6 +8,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use crate::agent::AgentError;
+use crate::control::ControlError;
 use crate::monitor::VmEnd;
 
 /// A sandbox could not be created, or ended before its time.
@@ -65,6 +66,59 @@ pub enum SandboxError {
     /// The agent refused or failed a call.
     #[error(transparent)]
     Agent(#[from] AgentError),
+    /// The monitor refused or failed a request.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// Its container does not run yet.
+    #[error("Container {0} is still starting")]
+    NotRunning(String),
+    /// The VM is held.
+    #[error("The VM is paused, so that its guest can't answer")]
+    Paused,
+    /// The guest did not take a device; it is unplugged again.
+    #[error("The guest did not take {what}; it is unplugged again")]
+    NotTaken {
+        /// Kind and name.
+        what: String,
+        /// Why.
+        source: Box<SandboxError>,
+    },
+    /// The guest did not take a device, and the monitor did not unplug it again.
+    #[error("The guest did not take {what}, and it can't be unplugged again")]
+    NotTakenBack {
+        /// Kind and name.
+        what: String,
+        /// Why the guest did not take it.
+        source: Box<SandboxError>,
+    },
+    /// There is none of this name.
+    #[error("The VM has no {what}")]
+    NoDevice {
+        /// Kind and name.
+        what: String,
+    },
+    /// The VM was started without the possibility.
+    #[error("The memory of this VM can't be changed")]
+    MemoryFixed,
+    /// More or less than possible.
+    #[error("The memory of this VM can be {least_mib} to {most_mib} MiB")]
+    MemoryRange {
+        /// What it was started with.
+        least_mib: u32,
+        /// What it can grow to.
+        most_mib: u32,
+    },
+    /// The guest did not take all memory; it has as much as before.
+    #[error("The guest took memory up to {reached_mib} of {asked_mib} MiB only; it has as much as before")]
+    MemoryNotTaken {
+        /// What was asked for.
+        asked_mib: u32,
+        /// How far it came.
+        reached_mib: u32,
+    },
+    /// An answer that makes no sense.
+    #[error("The answer of {0} makes no sense")]
+    Nonsense(&'static str),
     /// A standard stream was announced but never connected.
     #[error("The guest's agent did not connect the process's {0}")]
     StreamMissing(&'static str),

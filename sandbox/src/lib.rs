@@ -10,6 +10,7 @@
 //! | [`monitor`] | the `hull-vmm` process, its events and how it ended |
 //! | [`sandbox`] | boot, readiness, teardown |
 //! | [`container`] | containers and their processes |
+//! | [`machine`] | changes of a running VM: devices, processors, memory |
 //! | [`spec`] | OCI runtime specifications with Docker's defaults |
 //! | [`parse`] | the texts that people type: sizes, limits, environment |
 //! | [`timeline`] | boot phases |
@@ -29,8 +30,10 @@
 
 pub mod agent;
 pub mod container;
+mod control;
 pub mod error;
 pub mod locate;
+pub mod machine;
 pub mod monitor;
 mod monitor_fds;
 pub mod parse;
@@ -45,8 +48,10 @@ mod token_gate;
 
 pub use agent::{AgentError, AgentErrorKind};
 pub use container::{Container, ContainerConfig, Exit, Process, ProcessStreams};
+pub use control::ControlError;
 pub use error::SandboxError;
 pub use hull_vmm::config::Drive;
+pub use machine::Machine;
 pub use monitor::VmEnd;
 pub use runtime_dir::{RuntimeRoot, SandboxRecord};
 pub use sandbox::{Sandbox, SandboxConfig};

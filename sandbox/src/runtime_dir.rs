@@ -143,6 +143,17 @@ impl RuntimeRoot {
         Ok(records)
     }
 
+    /// Changes the record of a sandbox that another process owns, once it runs: from then on its owner leaves the record alone.
+    pub fn change_record(&self, id: &str, change: impl FnOnce(&mut SandboxRecord)) -> Result<(), SandboxError> {
+        let _lock = self.lock()?;
+        let Some(mut record) = self.records().find(|record| record.id == id) else { return Ok(()) };
+        if record.status == SandboxStatus::Running {
+            change(&mut record);
+            write_record(&self.path.join(id), &record)?;
+        }
+        Ok(())
+    }
+
     /// Removes what dead owners left.
     pub fn sweep(&self) -> Result<(), SandboxError> {
         let _lock = self.lock()?;
@@ -208,14 +219,7 @@ impl RuntimeDir {
 
     /// Replaces the record.
     pub fn write_record(&self, record: &SandboxRecord) -> Result<(), SandboxError> {
-        let temporary = self.path.join(NEW_RECORD);
-        let record = SandboxRecord { command: shortened(&record.command), ..record.clone() };
-        let write = || -> io::Result<()> {
-            let json = serde_json::to_vec(&record)?;
-            File::create(&temporary)?.write_all(&json)?;
-            fs::rename(&temporary, self.path.join(RECORD))
-        };
-        write().map_err(|source| SandboxError::RuntimeDir { path: self.path.clone(), source })
+        write_record(&self.path, record)
     }
 }
 
@@ -250,6 +254,17 @@ fn is_held(path: &Path) -> bool {
 fn is_unfinished(path: &Path) -> bool {
     fs::read_dir(path)
         .is_ok_and(|mut entries| entries.all(|entry| entry.is_ok_and(|entry| entry.file_name() == NEW_RECORD)))
+}
+
+fn write_record(dir: &Path, record: &SandboxRecord) -> Result<(), SandboxError> {
+    let temporary = dir.join(NEW_RECORD);
+    let record = SandboxRecord { command: shortened(&record.command), ..record.clone() };
+    let write = || -> io::Result<()> {
+        let json = serde_json::to_vec(&record)?;
+        File::create(&temporary)?.write_all(&json)?;
+        fs::rename(&temporary, dir.join(RECORD))
+    };
+    write().map_err(|source| SandboxError::RuntimeDir { path: dir.to_owned(), source })
 }
 
 /// The beginning of a command line.

@@ -28,14 +28,16 @@ const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(10);
 /// A lost connection mostly means that the VM ends: how long to wait for the reason.
 const REASON_TIMEOUT: Duration = Duration::from_secs(6);
 
-const VSOCK_NAME: &str = "v";
-const CONTROL_NAME: &str = "api";
+pub(crate) const VSOCK_NAME: &str = "v";
+pub(crate) const CONTROL_NAME: &str = "api";
 
 /// What a sandbox is made of.
 #[derive(Debug, Clone)]
 pub struct SandboxConfig {
     /// Its entry in the runtime directory; processors and memory of the VM stand here.
     pub record: SandboxRecord,
+    /// Processors that the VM can have in use later, at least as many as at the start.
+    pub max_vcpus: u8,
     /// Where it is recorded.
     pub root: RuntimeRoot,
     /// The monitor's program.
@@ -155,6 +157,10 @@ impl Sandbox {
     pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.shared
     }
+
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
 }
 
 impl Shared {
@@ -253,6 +259,7 @@ fn vm_config(config: &SandboxConfig, dir: &Path, boot_token: Token) -> VmConfig 
         },
         machine_config: MachineConfig {
             vcpu_count: config.record.vcpus,
+            max_vcpu_count: Some(config.max_vcpus).filter(|max| *max > config.record.vcpus),
             mem_size_mib: config.record.memory_mib,
             ..MachineConfig::default()
         },

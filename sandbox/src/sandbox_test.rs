@@ -65,6 +65,7 @@ impl Scene {
                 stop_signal: 15,
                 stop_timeout_s: 10,
             },
+            max_vcpus: 1,
             root: RuntimeRoot::open(&self.runtime()).unwrap(),
             monitor: self.dir.path().join("vmm"),
             kernel: "/kernel".into(),

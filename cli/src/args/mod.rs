@@ -1,11 +1,13 @@
 //! What can be typed.
 
+mod machine;
 mod run;
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub use machine::{DeviceAddArgs, DeviceCommand, DeviceLsArgs, DeviceRmArgs, UpdateArgs};
 pub use run::{Init, Network, RunArgs, SecurityOption};
 
 const EXAMPLES: &str = "\
@@ -48,6 +50,13 @@ pub enum Command {
     Ps(PsArgs),
     /// Stop running containers
     Stop(StopArgs),
+    /// Change limits of running containers and sizes of their VMs
+    Update(UpdateArgs),
+    /// Plug drives into the VM of a running container, and unplug them
+    Device {
+        #[command(subcommand)]
+        command: DeviceCommand,
+    },
     /// Show the guest kernel in use
     Kernel(KernelArgs),
     /// Check whether this machine can run microVMs

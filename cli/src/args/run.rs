@@ -121,6 +121,9 @@ pub struct RunArgs {
     /// Memory of the VM, at least 40m [default: --memory and what the VM needs itself]
     #[arg(long, value_name = "SIZE", value_parser = vm_memory, help_heading = "Virtual machine")]
     pub vm_memory: Option<MemorySize>,
+    /// Processors that `hull update` can take into use, up to 64 [default: those of the start]
+    #[arg(long, value_name = "NUMBER", value_parser = RangedU64ValueParser::<u8>::new().range(1..=64), help_heading = "Virtual machine")]
+    pub max_vcpus: Option<u8>,
     /// Show how long each phase of the start took
     #[arg(long, help_heading = "Virtual machine")]
     pub timings: bool,
@@ -192,7 +195,7 @@ impl std::str::FromStr for Network {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PidsLimit(pub Option<u32>);
 
-fn pids_limit(text: &str) -> Result<PidsLimit, String> {
+pub(super) fn pids_limit(text: &str) -> Result<PidsLimit, String> {
     match text.parse::<i64>() {
         Ok(-1) => Ok(PidsLimit(None)),
         Ok(number) => match u32::try_from(number) {
@@ -203,7 +206,7 @@ fn pids_limit(text: &str) -> Result<PidsLimit, String> {
     }
 }
 
-fn cpus(text: &str) -> Result<Cpus, String> {
+pub(super) fn cpus(text: &str) -> Result<Cpus, String> {
     let cpus: Cpus = text.parse().map_err(|error: ParseError| error.to_string())?;
     let most = sizing::max_cpus();
     match cpus.rounded_up() <= most {
@@ -212,7 +215,7 @@ fn cpus(text: &str) -> Result<Cpus, String> {
     }
 }
 
-fn memory_limit(text: &str) -> Result<MemorySize, String> {
+pub(super) fn memory_limit(text: &str) -> Result<MemorySize, String> {
     let size: MemorySize = text.parse().map_err(|error: ParseError| error.to_string())?;
     let bytes = |mib: u32| u64::from(mib) << 20;
     if size.bytes() < bytes(sizing::MIN_LIMIT_MIB) {
@@ -224,7 +227,7 @@ fn memory_limit(text: &str) -> Result<MemorySize, String> {
     Ok(size)
 }
 
-fn vm_memory(text: &str) -> Result<MemorySize, String> {
+pub(super) fn vm_memory(text: &str) -> Result<MemorySize, String> {
     let size: MemorySize = text.parse().map_err(|error: ParseError| error.to_string())?;
     match size.mib_rounded_up() {
         ..sizing::MIN_MEMORY_MIB => Err(format!("a VM needs at least {}m", sizing::MIN_MEMORY_MIB)),

@@ -26,6 +26,7 @@ const IMAGE_DRIVE: &str = "image";
 pub struct Launch {
     pub record: SandboxRecord,
     pub container: ContainerConfig,
+    max_vcpus: u8,
     runtime_root: PathBuf,
     monitor: PathBuf,
     kernel: PathBuf,
@@ -78,6 +79,7 @@ impl Launch {
                 files: plan.files,
                 io: ProcessIo { stdin: request.interactive, terminal },
             },
+            max_vcpus: request.max_vcpus,
             runtime_root: root.path().to_owned(),
             monitor: locate::monitor()?,
             kernel: request.kernel.clone().map_or_else(locate::kernel, Ok)?,
@@ -99,6 +101,7 @@ impl Launch {
     pub fn sandbox(&self) -> Result<SandboxConfig, SandboxError> {
         Ok(SandboxConfig {
             record: SandboxRecord { owner_pid: std::process::id(), ..self.record.clone() },
+            max_vcpus: self.max_vcpus,
             root: RuntimeRoot::open(&self.runtime_root)?,
             monitor: self.monitor.clone(),
             kernel: self.kernel.clone(),

@@ -30,6 +30,7 @@ pub struct Request {
     pub kernel: Option<PathBuf>,
     pub initramfs: Option<PathBuf>,
     pub vcpus: u8,
+    pub max_vcpus: u8,
     pub vm_memory_mib: u32,
     pub stop_timeout_s: u32,
     pub timings: bool,
@@ -75,6 +76,10 @@ pub fn validate(args: RunArgs) -> anyhow::Result<Request> {
     if let (Some(vcpus), Some(cpus)) = (args.vcpus, args.cpus) {
         enough_processors(vcpus, cpus)?;
     }
+    let vcpus = sizing::vcpus(args.vcpus.and_then(NonZeroU8::new), args.cpus);
+    if let Some(max) = args.max_vcpus.filter(|max| *max < vcpus) {
+        bail!("--max-vcpus {max} is less than the {vcpus} processors of the start");
+    }
     Ok(Request {
         image,
         fetch: Fetch {
@@ -88,7 +93,8 @@ pub fn validate(args: RunArgs) -> anyhow::Result<Request> {
         use_init: args.init == Some(Init::True),
         kernel: args.kernel.map(|path| guest_file("--kernel", &path)).transpose()?,
         initramfs: args.initrd.map(|path| guest_file("--initrd", &path)).transpose()?,
-        vcpus: sizing::vcpus(args.vcpus.and_then(NonZeroU8::new), args.cpus),
+        vcpus,
+        max_vcpus: args.max_vcpus.unwrap_or(vcpus),
         vm_memory_mib: sizing::memory_mib(args.vm_memory, args.memory),
         stop_timeout_s: args.stop_timeout,
         timings: args.timings,
@@ -192,6 +198,9 @@ mod tests {
         let error = enough_processors(1, "1.5".parse().unwrap()).unwrap_err();
         assert!(error.to_string().contains("--vcpus 1 is less"));
         enough_processors(2, "1.5".parse().unwrap()).unwrap();
+        let error = request(&["--vcpus", "2", "--max-vcpus", "1", "img"]).unwrap_err();
+        assert!(error.to_string().contains("--max-vcpus 1 is less"));
+        assert_eq!(request(&["--vcpus", "2", "img"]).unwrap().max_vcpus, 2);
         let error = request(&["--vm-memory", "64m", "--memory", "65m", "img"]).unwrap_err();
         assert!(error.to_string().contains("--vm-memory 64 MiB is less"));
     }

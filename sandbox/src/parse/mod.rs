@@ -10,7 +10,7 @@ mod ulimit;
 
 use thiserror::Error;
 
-pub use cpus::Cpus;
+pub use cpus::{Cpus, PERIOD_US};
 pub use env::{EnvVar, parse_env_file};
 pub use memory::MemorySize;
 pub use name::ContainerName;
