@@ -98,6 +98,11 @@ impl Hull {
         running
     }
 
+    /// Where its running sandboxes are.
+    pub fn runtime(&self) -> &Path {
+        self.runtime.path()
+    }
+
     /// Process identifiers of this test's monitors.
     pub fn monitors(&self) -> Vec<i32> {
         processes_naming(self.runtime.path()).into_iter().filter(|pid| command_name(*pid) == "hull-vmm").collect()

@@ -17,6 +17,7 @@ mod vmm_harness;
 mod bad_input;
 mod block;
 mod control_api;
+mod hotplug;
 mod images;
 mod isolation;
 mod lifecycle;
