@@ -11,6 +11,8 @@
     reason = "a test fails by panicking"
 )]
 
+#[path = "../guest/pattern.rs"]
+mod guest_pattern;
 mod harness;
 mod vmm_harness;
 
@@ -31,3 +33,4 @@ mod registry;
 mod share;
 mod stdio;
 mod terminal;
+mod vsock;

@@ -44,6 +44,15 @@ impl Vm {
         vm.set("/boot-source/initrd_path", json!(archive))
     }
 
+    /// Puts a program into the guest: the kernel unpacks one archive after the other.
+    pub fn add_file(self, name: &str, program: &Path) -> Self {
+        let mut archive = Archive::default();
+        archive.add(name, 0o100_755, (0, 0), &fs::read(program).unwrap());
+        let mut file = fs::OpenOptions::new().append(true).open(self.path("initramfs")).unwrap();
+        file.write_all(&archive.end()).unwrap();
+        self
+    }
+
     /// With another kernel and without an initramfs.
     pub fn with_kernel(kernel: &Path) -> Self {
         // Short, because socket paths live below it.
