@@ -269,6 +269,8 @@ fn vm_config(config: &SandboxConfig, dir: &Path, boot_token: Token) -> VmConfig 
         vsock: Some(Vsock { guest_cid: GUEST_CID, uds_path: dir.join(VSOCK_NAME), ..Vsock::default() }),
         entropy: Some(Entropy {}),
         balloon: None,
+        memory_hotplug: None,
+        pmem: Vec::new(),
         console: Some(Console { log_path: None, to_stderr: tracing::enabled!(tracing::Level::DEBUG) }),
         control_socket: Some(dir.join(CONTROL_NAME)),
     }

@@ -1,4 +1,4 @@
-//! Memory that comes and goes: the balloon.
+//! Memory that comes and goes: balloon and plugged memory.
 
 use std::collections::BTreeMap;
 
@@ -82,4 +82,74 @@ fn a_balloon_gives_way_before_the_guest_kills_a_process_if_it_may() {
     };
     assert!(outcome(true), "the balloon did not give way");
     assert!(!outcome(false), "the guest had memory enough without the balloon: this test shows nothing");
+}
+
+/// `total` prints the guest's memory in MiB.
+const TOTAL: &str = "total() { awk '/MemTotal/ { print int($2 / 1024) }' /proc/meminfo; }\n";
+
+fn plugged_mib(vm: &Started) -> u64 {
+    vm.get("/hotplug/memory")["plugged_size_mib"].as_u64().unwrap()
+}
+
+fn request_mib(vm: &Started, mib: u64) {
+    patch(vm, "/hotplug/memory", &json!({ "requested_size_mib": mib }));
+}
+
+#[test]
+fn a_small_vm_grows_uses_its_memory_and_shrinks_again() {
+    let script = format!(
+        "{FILE}{TOTAL} say up; until [ $(total) -gt 900 ]; do sleep 1; done; say grown
+        mount -o remount,size=90% /m; fill 700; rm /m/f; say deleted
+        while [ $(total) -gt 400 ]; do sleep 1; done; say shrunk; sleep 1000"
+    );
+    let vm = Vm::with_init(&script).memory_mib(128).set("/memory-hotplug", json!({ "total_size_mib": 1024 }));
+    let mut vm = vm.control().start();
+    vm.wait_for("up");
+    assert_eq!(
+        vm.get("/hotplug/memory"),
+        json!({ "total_size_mib": 1024, "block_size_mib": 2, "slot_size_mib": 128, "plugged_size_mib": 0,
+            "requested_size_mib": 0 })
+    );
+    // Not a whole number of memory blocks of its kernel.
+    request_mib(&vm, 900);
+    vm.wait_for("grown");
+    wait_for("all to be plugged", || plugged_mib(&vm) == 900);
+    vm.wait_for("filled 700");
+    assert!(guest_resident_mib(&vm) >= 700);
+    vm.wait_for("deleted");
+    request_mib(&vm, 0);
+    vm.wait_for("shrunk");
+    wait_for("memory to go back", || guest_resident_mib(&vm) < 300);
+    assert!(plugged_mib(&vm) <= 270, "{} MiB are still plugged", plugged_mib(&vm));
+    for (body, problem) in
+        [(r#"{"requested_size_mib": 1}"#, "multiple of 2"), (r#"{"requested_size_mib": 1026}"#, "at most")]
+    {
+        let (status, answer) = vm.request("PATCH", "/hotplug/memory", body);
+        assert!(status == 400 && answer.to_string().contains(problem), "{body}: {answer}");
+    }
+    stop(vm);
+}
+
+#[test]
+fn memory_in_use_stays_plugged_and_its_user_unharmed() {
+    let script = format!(
+        "{FILE}{TOTAL} say up; until [ $(total) -gt 500 ]; do sleep 1; done
+        mount -o remount,size=90% /m; fill 400; sum=$(md5sum /m/f)
+        while [ $(total) -gt 590 ]; do sleep 1; done; sleep 10
+        [ \"$(md5sum /m/f)\" = \"$sum\" ] && say unharmed; rm /m/f; say deleted; sleep 1000"
+    );
+    let vm = Vm::with_init(&script).memory_mib(128).set("/memory-hotplug", json!({ "total_size_mib": 512 }));
+    let mut vm = vm.control().start();
+    vm.wait_for("up");
+    request_mib(&vm, 512);
+    vm.wait_for("filled 400");
+    request_mib(&vm, 0);
+    vm.wait_for("unharmed");
+    let status = vm.get("/hotplug/memory");
+    assert!(status["requested_size_mib"] == 0 && plugged_mib(&vm) >= 300, "{status}");
+    vm.wait_for("deleted");
+    request_mib(&vm, 2);
+    request_mib(&vm, 0);
+    wait_for("memory to be unplugged", || plugged_mib(&vm) < 200);
+    stop(vm);
 }

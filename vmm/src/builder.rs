@@ -18,7 +18,7 @@ use crate::device::{KeyboardReset, Power, Serial};
 use crate::devices::{DeviceError, Devices};
 use crate::kvm::{KvmError, KvmVcpu, KvmVm, OpenError, System, install_kick_handler};
 use crate::loader::{self, LoadError, LoadedKernel};
-use crate::memory::{self, ConfigPages, GuestRam, MemoryError};
+use crate::memory::{self, ConfigPages, GuestRam, HostRange, MemoryError};
 use crate::pci::{PciError, PciRoot};
 use crate::report::BootPhase;
 use crate::resident::ResidentMemory;
@@ -64,6 +64,14 @@ pub enum BuildError {
     /// Too many vCPUs for this host.
     #[error("The host's KVM allows at most {0} vCPUs")]
     TooManyVcpus(usize),
+    /// Memory ends behind the last address of this host's processors.
+    #[error("Guest memory would end at {end_gib} GiB, but this host's guests have only {bits} address bits")]
+    AddressSpace {
+        /// End of the last piece of memory.
+        end_gib: u64,
+        /// Width of a physical address.
+        bits: u32,
+    },
     /// Threads or file descriptors.
     #[error("The host refuses {what}")]
     Host {
@@ -108,13 +116,26 @@ pub fn build(config: &VmConfig, end: &Arc<EndSignal>, mut on_phase: impl FnMut(B
         console,
         gate: Gate::new(),
     });
-    let resident = ResidentMemory::new(memory::host_ranges(&ram.memory())).map_err(host("/proc/self/smaps"))?;
+    let mut guest_memory = memory::host_ranges(&ram.memory());
+    guest_memory.extend(devices.mapped());
+    check_address_space(&system.supported_cpuid()?, &guest_memory)?;
+    let resident = ResidentMemory::new(guest_memory).map_err(host("/proc/self/smaps"))?;
     let vcpus = start_vcpus(&system, &kvm, vcpu_count, &kernel, &context)?;
     Ok(Vm::new(kvm, context, vcpus, devices, config.machine_config.mem_size_mib, resident))
 }
 
 fn host(what: &'static str) -> impl FnOnce(io::Error) -> BuildError {
     move |source| BuildError::Host { what, source }
+}
+
+/// The processor must be able to name every address.
+fn check_address_space(supported: &CpuId, memory: &[HostRange]) -> Result<(), BuildError> {
+    let bits = cpuid::physical_address_bits(supported);
+    let end = memory.iter().map(|range| range.guest.0.saturating_add(range.size)).max().unwrap_or(0);
+    match 1u64.checked_shl(bits) {
+        Some(limit) if end > limit => Err(BuildError::AddressSpace { end_gib: end.div_ceil(1 << 30), bits }),
+        _ => Ok(()),
+    }
 }
 
 fn open_console(config: &VmConfig) -> Result<Arc<ConsoleLog>, BuildError> {
@@ -137,13 +158,28 @@ fn load(
     let kernel = loader::load_kernel(memory, &mut kernel_file, kernel_bytes)?;
     let initrd = source.initrd_path.as_deref().map(|path| loader::load_initrd(memory, &kernel, path)).transpose()?;
     let words = config.machine_config.kernel_words().into_iter();
-    let words = words.chain(config::root_device_words(&config.drives)).chain([source.boot_args.clone()]);
+    let words = words
+        .chain(config::root_device_words(&config.drives))
+        .chain(device_words(config))
+        .chain([source.boot_args.clone()]);
     let words: Vec<_> = words.collect();
     let command_line = loader::command_line(config.console.is_some(), words.join(" ").trim_end())?;
     let rsdp = acpi::write_tables(memory, config.machine_config.all_vcpus())?;
     loader::write_boot_params(memory, &kernel, initrd, &command_line, ram_bytes, rsdp)?;
     entry::write_tables(memory).map_err(LoadError::from)?;
     Ok(kernel)
+}
+
+/// Words for the command line that devices need. The user's come behind them.
+fn device_words(config: &VmConfig) -> impl Iterator<Item = String> {
+    // Plugged memory is for movable pages, which can be unplugged again, up to three times the other memory; beyond that it serves the
+    // kernel too, which would otherwise run out of memory in a small VM that grows far.
+    let online = config.memory_hotplug.is_some().then_some("memory_hotplug.online_policy=auto-movable");
+    let root = config.pmem.iter().position(|device| device.root_device).map(|index| {
+        let access = if config.pmem.get(index).is_some_and(|device| device.read_only) { "ro" } else { "rw" };
+        format!("root=/dev/pmem{index} {access}")
+    });
+    online.map(str::to_owned).into_iter().chain(root)
 }
 
 /// Makes the PCI bus and its devices, in the order in which the guest shall find them.
@@ -177,6 +213,12 @@ fn plug_devices(
     }
     if let Some(balloon) = &config.balloon {
         devices.plug_balloon(balloon)?;
+    }
+    if let Some(memory) = &config.memory_hotplug {
+        devices.plug_memory(memory, &config.machine_config, ram, Arc::new(kvm.slots()))?;
+    }
+    for pmem in &config.pmem {
+        devices.plug_pmem(pmem, &config.machine_config, Arc::new(kvm.slots()))?;
     }
     Ok(devices)
 }

@@ -8,9 +8,13 @@ use std::sync::Arc;
 use nix::sys::resource::{Resource, getrlimit};
 use serde::Serialize;
 use thiserror::Error;
+use vm_memory::GuestAddress;
 
-use crate::config;
+use crate::arch::layout;
+use crate::config::{self, MachineConfig};
 use crate::console::ConsoleLog;
+use crate::memory::{GuestRam, HostRange, MemoryError, Reserve};
+use crate::memory_slots::MemorySlots;
 use crate::pci::{PciRoot, PciSlot, PlugError};
 use crate::virtio::balloon::{self, Balloon, BalloonConfig};
 use crate::virtio::blk::{self, Block, BlockConfig, BlockControl, BlockError};
@@ -18,7 +22,9 @@ use crate::virtio::console::Console;
 use crate::virtio::counters::Counters;
 use crate::virtio::device::VirtioDevice;
 use crate::virtio::fs::{Share, ShareError};
+use crate::virtio::mem::{self, Mem, MemConfig};
 use crate::virtio::net::{Net, NetConfig, NetControl, NetError};
+use crate::virtio::pmem::{Pmem, PmemConfig, PmemError};
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::{self, Vsock, VsockError};
 
@@ -30,6 +36,9 @@ const FILES_RESERVED: u64 = 6144;
 const MIN_FILES_PER_SHARE: u64 = 512;
 /// Name of the only socket device.
 const VSOCK_ID: &str = "vsock";
+
+/// Name of the only memory device.
+const MEMORY_ID: &str = "memory";
 
 /// A device can't be made, found or plugged.
 #[derive(Debug, Error)]
@@ -63,6 +72,23 @@ pub enum DeviceError {
         /// What the host says.
         source: io::Error,
     },
+    /// Memory device.
+    #[error("Can't make the memory device")]
+    Memory(#[source] io::Error),
+    /// Memory of a device can't be had.
+    #[error(transparent)]
+    Mapping(#[from] MemoryError),
+    /// Persistent memory.
+    #[error(transparent)]
+    Pmem(#[from] PmemError),
+    /// The memory device can't have so much.
+    #[error("requested_size_mib must be a multiple of {block_size_mib} and at most {total_size_mib}")]
+    RequestedSize {
+        /// Unit.
+        block_size_mib: u64,
+        /// Limit.
+        total_size_mib: u64,
+    },
     /// Another one has the name.
     #[error("There is a {0} device {1} already")]
     Exists(Kind, String),
@@ -89,6 +115,10 @@ pub enum Kind {
     Entropy,
     /// virtio balloon.
     Balloon,
+    /// virtio memory.
+    Memory,
+    /// virtio persistent memory.
+    Pmem,
 }
 
 impl fmt::Display for Kind {
@@ -101,6 +131,8 @@ impl fmt::Display for Kind {
             Self::Vsock => "vsock",
             Self::Entropy => "entropy",
             Self::Balloon => "balloon",
+            Self::Memory => "memory",
+            Self::Pmem => "pmem",
         })
     }
 }
@@ -126,13 +158,16 @@ pub struct Devices {
     drives: BTreeMap<String, Arc<BlockControl>>,
     vsock: Option<Arc<vsock::Control>>,
     vcpus: u8,
+    memory: Option<Arc<mem::Control>>,
+    /// Mappings of guest memory that devices have brought.
+    mapped: Vec<(PciSlot, HostRange)>,
 }
 
 impl Devices {
     /// An empty bus of a VM with `vcpus` processors.
     pub fn new(root: Arc<PciRoot>, vcpus: u8) -> Self {
         let (plugged, interfaces, drives) = (Vec::new(), Vec::new(), BTreeMap::new());
-        Self { root, plugged, balloon: None, interfaces, drives, vsock: None, vcpus }
+        Self { root, plugged, balloon: None, interfaces, drives, vsock: None, vcpus, memory: None, mapped: Vec::new() }
     }
 
     /// The bus.
@@ -285,8 +320,87 @@ impl Devices {
         Ok(())
     }
 
+    /// Plugs the memory device, behind the RAM of a `machine`.
+    pub fn plug_memory(
+        &mut self,
+        config: &config::MemoryHotplug,
+        machine: &MachineConfig,
+        ram: &GuestRam,
+        slots: Arc<dyn MemorySlots>,
+    ) -> Result<PciSlot, DeviceError> {
+        let bytes = |mib: u32| u64::from(mib) << 20;
+        let ram_bytes = bytes(machine.mem_size_mib);
+        let config = MemConfig {
+            start: self.free_address(ram_bytes),
+            total_bytes: bytes(config.total_size_mib),
+            block_bytes: bytes(config.block_size_mib),
+            slot_bytes: bytes(config.slot_size_mib),
+            usable_unit_bytes: layout::memory_block_bytes(ram_bytes).max(bytes(config.slot_size_mib)),
+        };
+        let reserve = Reserve::new(config.start, config.total_bytes, machine.huge_pages)?;
+        let range = reserve.host_range();
+        let device = Mem::new(config, reserve, ram.clone(), slots).map_err(DeviceError::Memory)?;
+        let control = Arc::clone(device.control());
+        let slot = self.plug(Kind::Memory, MEMORY_ID, Box::new(device))?;
+        self.mapped.push((slot, range));
+        self.memory = Some(control);
+        Ok(slot)
+    }
+
+    /// The memory device's state.
+    pub fn memory(&self) -> Result<&Arc<mem::Control>, DeviceError> {
+        self.memory.as_ref().ok_or_else(|| DeviceError::Unknown(Kind::Memory, MEMORY_ID.to_owned()))
+    }
+
+    /// Asks the guest to plug or unplug memory until it has so much.
+    pub fn request_memory(&self, requested_size_mib: u64) -> Result<(), DeviceError> {
+        let control = self.memory()?;
+        if !requested_size_mib.checked_mul(1 << 20).is_some_and(|bytes| control.request(bytes)) {
+            let mem::Status { block_size_mib, total_size_mib, .. } = control.status();
+            return Err(DeviceError::RequestedSize { block_size_mib, total_size_mib });
+        }
+        // A device with a driver tells it by itself.
+        if !self.find(Kind::Memory, MEMORY_ID).is_some_and(|device| self.root.is_active(device.slot)) {
+            self.config_changed(Kind::Memory, MEMORY_ID);
+        }
+        Ok(())
+    }
+
+    /// Plugs a persistent memory device, behind the RAM of a `machine` and what is there already.
+    pub fn plug_pmem(
+        &mut self,
+        config: &config::Pmem,
+        machine: &MachineConfig,
+        slots: Arc<dyn MemorySlots>,
+    ) -> Result<PciSlot, DeviceError> {
+        let config = PmemConfig {
+            id: config.id.clone(),
+            path: config.path_on_host.clone(),
+            read_only: config.read_only,
+            start: self.free_address(u64::from(machine.mem_size_mib) << 20),
+        };
+        let device = Pmem::new(&config, slots)?;
+        let range = device.range();
+        let slot = self.plug(Kind::Pmem, &config.id, Box::new(device))?;
+        self.mapped.push((slot, range));
+        Ok(slot)
+    }
+
+    /// Where the next device may have memory: never adjacent to what is there.
+    fn free_address(&self, ram_bytes: u64) -> GuestAddress {
+        let unit = layout::memory_block_bytes(ram_bytes);
+        let behind = |range: HostRange| (range.guest.0.saturating_add(range.size) + 1).next_multiple_of(unit);
+        let first = layout::hotplug_start(ram_bytes).0;
+        GuestAddress(self.mapped().map(behind).max().unwrap_or(first))
+    }
+
+    /// Mappings of guest memory that devices have brought.
+    pub fn mapped(&self) -> impl Iterator<Item = HostRange> + '_ {
+        self.mapped.iter().map(|(_, range)| *range)
+    }
+
     fn config_changed(&self, kind: Kind, id: &str) {
-        if let Some(device) = self.plugged.iter().find(|device| device.kind == kind && device.id == id) {
+        if let Some(device) = self.find(kind, id) {
             self.root.config_changed(device.slot);
         }
     }
@@ -298,10 +412,12 @@ impl Devices {
         let device = self.plugged.remove(at);
         self.interfaces.retain(|(slot, _)| *slot != device.slot);
         self.root.unplug(device.slot);
+        self.mapped.retain(|(slot, _)| *slot != device.slot);
         match kind {
             Kind::Balloon => self.balloon = None,
             Kind::Drive => drop(self.drives.remove(id)),
             Kind::Vsock => self.vsock = None,
+            Kind::Memory => self.memory = None,
             _ => {}
         }
         Ok(())
@@ -316,7 +432,7 @@ impl Devices {
     }
 
     fn refuse_twice(&self, kind: Kind, id: &str) -> Result<(), DeviceError> {
-        if self.plugged.iter().any(|other| other.kind == kind && other.id == id) {
+        if self.find(kind, id).is_some() {
             return Err(DeviceError::Exists(kind, id.to_owned()));
         }
         Ok(())

@@ -20,6 +20,7 @@ pub mod kvm;
 pub mod loader;
 pub mod log;
 pub mod memory;
+pub mod memory_slots;
 pub mod metrics;
 pub mod pci;
 pub mod probe;

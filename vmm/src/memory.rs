@@ -4,6 +4,9 @@
 //! holds raw pointers to them. Everything else goes through [`GuestRam`] and [`ConfigPages`].
 #![allow(unsafe_code, reason = "creates and owns the memory mappings of the guest")]
 
+mod file;
+mod reserve;
+
 use std::io;
 use std::ptr;
 use std::sync::Arc;
@@ -13,6 +16,8 @@ use vm_memory::bitmap::{Bitmap, NewBitmap};
 use vm_memory::mmap::{MmapRegion, MmapRegionError};
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryAtomic, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
 
+pub use self::file::{FileMemory, ShownFile};
+pub use self::reserve::Reserve;
 use crate::arch::layout;
 use crate::config::HugePages;
 use crate::pci::ConfigSpaceMemory;
@@ -190,8 +195,8 @@ impl ConfigSpaceMemory for ConfigPages {
     }
 }
 
-/// An anonymous private mapping, aligned to a huge page. It lives as long as the process, because KVM knows its address: a memory slot
-/// over unmapped addresses would let the guest into whatever is mapped there next.
+/// An anonymous private mapping, aligned to a huge page. It lives as long as the process (files are the exception), because KVM knows
+/// its address: a memory slot over unmapped addresses would let the guest into whatever is mapped there next.
 #[derive(Debug)]
 struct Mapping {
     start: *mut u8,
@@ -209,8 +214,8 @@ impl Mapping {
     fn new(size: usize, pages: HugePages) -> Result<Self, MemoryError> {
         match pages {
             HugePages::Hugetlb2M => Self::hugetlb(size),
-            HugePages::Transparent => Self::aligned(size, libc::MADV_HUGEPAGE),
-            HugePages::None => Self::aligned(size, libc::MADV_NOHUGEPAGE),
+            HugePages::Transparent => Self::aligned(size, libc::MADV_HUGEPAGE, 0),
+            HugePages::None => Self::aligned(size, libc::MADV_NOHUGEPAGE, 0),
         }
     }
 
@@ -225,11 +230,11 @@ impl Mapping {
 
     /// Maps more than needed and gives back what is before and behind an aligned range: only whole aligned huge pages become
     /// transparent ones.
-    fn aligned(size: usize, advice: i32) -> Result<Self, MemoryError> {
+    fn aligned(size: usize, advice: i32, flags: i32) -> Result<Self, MemoryError> {
         let fail = |source| MemoryError::Map { size_mib: size as u64 >> 20, source };
         let reserved =
             size.checked_add(HUGE_PAGE_BYTES).ok_or_else(|| fail(io::Error::from_raw_os_error(libc::ENOMEM)))?;
-        let first = map_anonymous(reserved, 0).map_err(fail)?;
+        let first = map_anonymous(reserved, flags).map_err(fail)?;
         let head = first.align_offset(HUGE_PAGE_BYTES);
         let tail = HUGE_PAGE_BYTES - head;
         // SAFETY: both ranges are parts of the mapping just made, which nothing else knows; `head + size + tail` is its size. The
@@ -247,7 +252,7 @@ impl Mapping {
             libc::madvise(start.cast(), size, libc::MADV_DONTDUMP);
             start
         };
-        Ok(Self { start, size, flags: ANONYMOUS })
+        Ok(Self { start, size, flags: ANONYMOUS | flags })
     }
 
     /// Hands the range to `vm-memory`.

@@ -17,6 +17,8 @@ use crate::vm::EndSignal;
 
 /// Enough for the exit path; the default of 8 MiB would count as overhead where pages get touched.
 const STACK_BYTES: usize = 256 << 10;
+/// KVM gets no page from the host for an address where the guest has memory.
+const NO_MEMORY_THERE: &str = "the guest used memory that the host can't provide: a file behind a pmem device was cut short, or the host is out of memory";
 /// How often a thread that doesn't react is kicked again.
 const KICK_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -234,6 +236,7 @@ fn run_until_kicked(vcpu: &mut KvmVcpu, context: &VcpuContext, counters: &ExitCo
     loop {
         let next = match vcpu.run() {
             Ok(exit) => handle(exit, context, counters),
+            Err(error) if error.source.raw_os_error() == Some(libc::EFAULT) => Next::Failed(NO_MEMORY_THERE.to_owned()),
             Err(error) => Next::Failed(format!("{error}: {}", error.source)),
         };
         if !matches!(next, Next::Enter) {

@@ -27,11 +27,13 @@ fn the_smallest_configuration_gets_defaults() {
 #[test]
 fn what_is_written_can_be_read() {
     let text = with(
-        r#""machine-config": {"vcpu_count": 2, "mem_size_mib": 64, "huge_pages": "2M"},
+        r#""machine-config": {"vcpu_count": 2, "mem_size_mib": 64, "huge_pages": "None"},
         "drives": [{"drive_id": "root", "path_on_host": "/r", "is_read_only": true}],
         "network-interfaces": [{"iface_id": "eth0", "host_dev_name": "tap0", "guest_mac": "02:00:00:00:00:0A", "mtu": 1400,
             "rx_rate_limiter": {"ops": {"size": 10, "refill_time": 100}}}, {"iface_id": "eth1", "socket_path": "/s"}],
-        "vsock": {"guest_cid": 3, "uds_path": "/v"}, "entropy": {}, "balloon": {"amount_mib": 1, "deflate_on_oom": true}, "console": {"log_path": "/l", "to_stderr": true},
+        "vsock": {"guest_cid": 3, "uds_path": "/v"}, "entropy": {}, "pmem": [{"id": "p", "path_on_host": "/p", "read_only": true}],
+        "balloon": {"amount_mib": 1, "deflate_on_oom": true},
+        "memory-hotplug": {"total_size_mib": 1024, "block_size_mib": 4}, "console": {"log_path": "/l", "to_stderr": true},
         "control_socket": "/c""#,
     );
     let config = VmConfig::from_json(text.as_bytes()).unwrap();
@@ -62,6 +64,33 @@ fn errors_name_the_field() {
         (r#""balloon": {"amount_mib": 129}"#, "balloon.amount_mib", "at most the VM's 128 MiB"),
         (r#""balloon": {"amount_mb": 1}"#, "balloon.amount_mb", "unknown field"),
         (r#""machine-config": {"sockets": 1}"#, "machine-config.sockets", "unknown field"),
+        (r#""memory-hotplug": {"total_size_mib": 100}"#, "memory-hotplug.total_size_mib", "multiple of the slot size"),
+        (r#""memory-hotplug": {"total_size_mib": 0}"#, "memory-hotplug.total_size_mib", "multiple of the slot size"),
+        (r#""memory-hotplug": {"total_size_mib": 2097152}"#, "memory-hotplug.total_size_mib", "at most"),
+        (
+            r#""memory-hotplug": {"total_size_mib": 256, "block_size_mib": 3}"#,
+            "memory-hotplug.block_size_mib",
+            "power of two",
+        ),
+        (
+            r#""memory-hotplug": {"total_size_mib": 256, "slot_size_mib": 64}"#,
+            "memory-hotplug.slot_size_mib",
+            "multiple of 128",
+        ),
+        (
+            r#""machine-config": {"huge_pages": "2M"}, "memory-hotplug": {"total_size_mib": 256}"#,
+            "memory-hotplug",
+            "2M huge pages",
+        ),
+        (r#""pmem": [{"id": "a b", "path_on_host": "/x"}]"#, "pmem[0].id", "letters"),
+        (r#""pmem": [{"id": "a", "path_on_host": ""}]"#, "pmem[0].path_on_host", "empty"),
+        (r#""pmem": [{"id": "a", "path_on_host": "/x"}, {"id": "a", "path_on_host": "/y"}]"#, "pmem[1].id", "another"),
+        (
+            r#""pmem": [{"id": "a", "path_on_host": "/x", "root_device": true},
+                {"id": "b", "path_on_host": "/x", "root_device": true}]"#,
+            "pmem",
+            "only one",
+        ),
         (r#""nonsense": 1"#, "nonsense", "unknown field"),
         (r#""vsock": {"guest_cid": 2, "uds_path": "/v"}"#, "vsock.guest_cid", "at least 3"),
         (r#""vsock": {"guest_cid": 3, "uds_path": ""}"#, "vsock.uds_path", "empty"),

@@ -10,7 +10,9 @@ mod drive;
 mod entropy;
 mod limiter;
 mod machine;
+mod memory_hotplug;
 mod network;
+mod pmem;
 mod share;
 mod vsock;
 
@@ -31,7 +33,9 @@ pub use self::drive::{Drive, DriveFormat, IoEngine, MAX_DRIVE_ID_BYTES, MAX_DRIV
 pub use self::entropy::Entropy;
 pub use self::limiter::{MAX_BUCKET_SIZE, MAX_REFILL_TIME_MS, RateLimiter, TokenBucket};
 pub use self::machine::{CpuTemplate, HugePages, MachineConfig};
+pub use self::memory_hotplug::MemoryHotplug;
 pub use self::network::{MAX_IFACE_ID_BYTES, MAX_INTERFACES, MIN_MTU, MacAddress, NetworkInterface};
+pub use self::pmem::Pmem;
 pub use self::share::{IdRange, MAX_SHARES, MAX_TAG_BYTES, Share, ShareCache};
 pub use self::vsock::{MAX_UDS_PATH_BYTES, MIN_GUEST_CID, Vsock};
 
@@ -70,6 +74,12 @@ pub struct VmConfig {
     /// Memory balloon.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balloon: Option<Balloon>,
+    /// Memory that can be plugged while the VM runs.
+    #[serde(rename = "memory-hotplug", default, skip_serializing_if = "Option::is_none")]
+    pub memory_hotplug: Option<MemoryHotplug>,
+    /// Files that the guest sees as memory, in the order in which it finds them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pmem: Vec<Pmem>,
     /// virtio console, where the guest's kernel and init write their log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub console: Option<Console>,
@@ -163,10 +173,12 @@ impl VmConfig {
             self.boot_source.validate()?;
         }
         self.machine_config.validate()?;
+        pmem::validate_all(&self.pmem)?;
         drive::validate_all(&self.drives)?;
         self.balloon.as_ref().map_or(Ok(()), |balloon| balloon.validate(self.machine_config.mem_size_mib))?;
         network::validate_all(&self.network_interfaces)?;
         share::validate_all(&self.shares)?;
+        self.memory_hotplug.as_ref().map_or(Ok(()), |memory| memory.validate(&self.machine_config))?;
         self.vsock.as_ref().map_or(Ok(()), Vsock::validate)?;
         self.console.as_ref().map_or(Ok(()), Console::validate)?;
         if let Some(path) = &self.control_socket {

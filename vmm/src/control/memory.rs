@@ -112,3 +112,27 @@ fn no_statistics() -> Fault {
          stats_polling_interval_s",
     )
 }
+
+/// GET /hotplug/memory
+pub(super) fn get_memory(call: Call<'_>) -> Answer {
+    let missing = || DeviceError::Unknown(Kind::Memory, "memory".to_owned());
+    let config = call.instance.config().memory_hotplug.as_ref().ok_or_else(missing)?;
+    Ok(Response::ok(match call.instance.vm() {
+        Some(vm) => json!(vm.devices().memory()?.status()),
+        None => json!(config),
+    }))
+}
+
+/// Body of PATCH /hotplug/memory.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct MemoryPatch {
+    requested_size_mib: u64,
+}
+
+/// PATCH /hotplug/memory
+pub(super) fn patch_memory(call: Call<'_>) -> Answer {
+    let patch: MemoryPatch = fault::parse(call.body)?;
+    running(call.instance)?.request_memory(patch.requested_size_mib)?;
+    Ok(Response::done())
+}

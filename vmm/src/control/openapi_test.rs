@@ -9,15 +9,15 @@ use serde_json::{Value, json};
 
 use super::super::drives::DrivePatch;
 use super::super::machine::{Action, VmPatch};
-use super::super::memory::{BalloonPatch, StatisticsPatch};
+use super::super::memory::{BalloonPatch, MemoryPatch, StatisticsPatch};
 use super::super::network::InterfacePatch;
 use super::super::output::{LoggerConfig, MetricsConfig};
 use super::super::sockets::VsockPatch;
 use super::ROUTES;
 use super::tests::Bench;
 use crate::config::{
-    Balloon, BootSource, Console, Drive, Entropy, IdRange, MachineConfig, NetworkInterface, RateLimiter, Share,
-    TokenBucket, VmConfig, Vsock,
+    Balloon, BootSource, Console, Drive, Entropy, IdRange, MachineConfig, MemoryHotplug, NetworkInterface, Pmem,
+    RateLimiter, Share, TokenBucket, VmConfig, Vsock,
 };
 
 /// A schema of something that clients send, and its type.
@@ -52,6 +52,9 @@ const SENT: &[Sent] = &[
     sent::<Balloon>("Balloon"),
     sent::<BalloonPatch>("BalloonUpdate"),
     sent::<StatisticsPatch>("BalloonStatisticsUpdate"),
+    sent::<MemoryHotplug>("MemoryHotplug"),
+    sent::<MemoryPatch>("MemoryHotplugUpdate"),
+    sent::<Pmem>("Pmem"),
     sent::<LoggerConfig>("Logger"),
     sent::<MetricsConfig>("Metrics"),
 ];
@@ -210,7 +213,7 @@ fn the_examples_are_accepted() {
     // Sent with a VM, or not at all.
     let pause = examples.remove(&("PATCH".to_owned(), "/vm".to_owned())).unwrap();
     assert!(examples.remove(&("PUT".to_owned(), "/actions".to_owned())).is_some());
-    for path in ["/network-interfaces/eth0", "/drives/data"] {
+    for path in ["/network-interfaces/eth0", "/drives/data", "/hotplug/memory"] {
         assert!(examples.remove(&("PATCH".to_owned(), path.to_owned())).is_some());
     }
     // Would move this process's log.
@@ -237,6 +240,7 @@ fn answers_fit_their_schemas() {
     for (target, body) in [
         ("/drives/a", json!({ "drive_id": "a", "path_on_host": image })),
         ("/balloon", json!({ "stats_polling_interval_s": 1 })),
+        ("/hotplug/memory", json!({ "total_size_mib": 256 })),
         ("/boot-source", json!({ "kernel_image_path": "/k" })),
         ("/vsock", json!({ "guest_cid": 3, "uds_path": bench.dir.path().join("v") })),
     ] {

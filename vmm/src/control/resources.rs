@@ -9,7 +9,7 @@ use super::fault::{self, Fault};
 use super::http::Response;
 use super::routes::{Answer, Call, printable};
 use crate::config::{
-    Balloon, BootSource, ConfigError, Console, Drive, Entropy, NetworkInterface, Share, VmConfig, Vsock,
+    Balloon, BootSource, ConfigError, Console, Drive, Entropy, MemoryHotplug, NetworkInterface, Share, VmConfig, Vsock,
 };
 use crate::devices::{DeviceError, Kind};
 use crate::pci::PciSlot;
@@ -71,6 +71,14 @@ impl Single for Balloon {
 
     fn set(self, config: &mut VmConfig) {
         config.balloon = Some(self);
+    }
+}
+
+impl Single for MemoryHotplug {
+    const NAME: &'static str = "memory-hotplug";
+
+    fn set(self, config: &mut VmConfig) {
+        config.memory_hotplug = Some(self);
     }
 }
 

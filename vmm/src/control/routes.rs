@@ -6,7 +6,7 @@ use std::rc::Rc;
 use super::fault::Fault;
 use super::http::{Request, Response};
 use super::{drives, machine, memory, network, output, resources, sockets};
-use crate::config::{Balloon, BootSource, Console, Drive, Entropy, NetworkInterface, Share, Vsock};
+use crate::config::{Balloon, BootSource, Console, Drive, Entropy, MemoryHotplug, NetworkInterface, Share, Vsock};
 use crate::instance::Instance;
 
 /// What the routes work on.
@@ -75,6 +75,9 @@ pub(super) const ROUTES: &[Route] = &[
     patch("/balloon", memory::patch_balloon),
     get("/balloon/statistics", memory::balloon_statistics),
     patch("/balloon/statistics", memory::patch_balloon_statistics),
+    get("/hotplug/memory", memory::get_memory),
+    put("/hotplug/memory", resources::put_single::<MemoryHotplug>),
+    patch("/hotplug/memory", memory::patch_memory),
     put("/drives/{drive_id}", resources::put_item::<Drive>),
     patch("/drives/{drive_id}", drives::patch_drive),
     delete("/drives/{drive_id}", resources::delete_item::<Drive>),

@@ -4,6 +4,7 @@
 #![allow(unsafe_code, reason = "memory slots and the kvm_run page can't be described safely")]
 
 mod fabric;
+mod slots;
 mod stats;
 mod system;
 mod vcpu;
@@ -13,6 +14,7 @@ mod vm;
 mod kvm_test;
 
 pub use fabric::KvmFabric;
+pub use slots::KvmSlots;
 pub use stats::{Statistics, VcpuStatistics};
 pub use system::{MissingCapabilities, OpenError, REQUIRED_CAPABILITIES, System};
 pub use vcpu::{Exit, KvmVcpu, install_kick_handler, kick};

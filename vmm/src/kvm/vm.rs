@@ -1,23 +1,25 @@
 //! A virtual machine: memory slots, interrupt controller, vCPUs.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
-use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, KVM_MEM_READONLY, kvm_enable_cap, kvm_userspace_memory_region};
+use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};
 use kvm_ioctls::VmFd;
 
+use super::slots::KvmSlots;
 use super::{KvmError, KvmFabric, KvmVcpu};
 use crate::memory::HostRange;
+use crate::memory_slots::Access;
 
 /// A virtual machine of KVM.
 pub struct KvmVm {
     fd: Arc<VmFd>,
-    next_slot: AtomicU32,
+    slots: KvmSlots,
 }
 
 impl KvmVm {
     pub(super) fn new(fd: VmFd) -> Self {
-        Self { fd: Arc::new(fd), next_slot: AtomicU32::new(0) }
+        let fd = Arc::new(fd);
+        Self { slots: KvmSlots::new(fd.clone()), fd }
     }
 
     /// Sets where KVM may put its task state segment (needed by Intel processors without unrestricted guest).
@@ -34,25 +36,17 @@ impl KvmVm {
 
     /// Gives the guest a piece of memory.
     pub fn add_memory(&self, range: HostRange) -> Result<(), KvmError> {
-        self.add_slot(range, 0)
+        self.slots.add(range, Access::ReadWrite).map(drop)
     }
 
     /// Gives the guest memory that it can only read: writes become MMIO exits.
     pub fn add_read_only_memory(&self, range: HostRange) -> Result<(), KvmError> {
-        self.add_slot(range, KVM_MEM_READONLY)
+        self.slots.add(range, Access::ReadOnly).map(drop)
     }
 
-    fn add_slot(&self, range: HostRange, flags: u32) -> Result<(), KvmError> {
-        let region = kvm_userspace_memory_region {
-            slot: self.next_slot.fetch_add(1, Ordering::Relaxed),
-            flags,
-            guest_phys_addr: range.guest.0,
-            memory_size: range.size,
-            userspace_addr: range.host,
-        };
-        // SAFETY: `HostRange`s are made by `memory.rs` only, of mappings that outlive the VM; the guest may change their content,
-        // and the monitor accesses it by volatile means only.
-        unsafe { self.fd.set_user_memory_region(region) }.map_err(KvmError::of("KVM_SET_USER_MEMORY_REGION"))
+    /// Memory slots for devices that have memory of their own.
+    pub fn slots(&self) -> KvmSlots {
+        self.slots.clone()
     }
 
     /// Makes a vCPU; `id` is its APIC ID too.

@@ -4,21 +4,26 @@
 use std::cell::RefCell;
 use std::io::Write;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use proptest::prelude::*;
 use tempfile::TempDir;
+use vm_memory::GuestAddress;
 
 use super::balloon::{Balloon, BalloonConfig};
 use super::blk::{Block, BlockConfig};
 use super::console::{Console, ConsoleSink};
 use super::device::VirtioDevice;
 use super::fs::Share;
+use super::mem::{Mem, MemConfig};
 use super::net::{Backend, Net, NetConfig};
+use super::pmem::{Pmem, PmemConfig};
 use super::rng::Rng;
-use super::testing::{Driver, Machine};
+use super::testing::{Driver, FakeSlots, Machine};
 use super::vsock::Vsock;
+use crate::config::HugePages;
+use crate::memory::{GuestRam, Reserve};
 
 struct Nowhere;
 
@@ -47,7 +52,7 @@ fn net(directory: &Path) -> Net {
     net
 }
 
-fn device(kind: usize, directory: &Path) -> Box<dyn VirtioDevice> {
+fn device(kind: usize, directory: &Path, memory: &GuestRam) -> Box<dyn VirtioDevice> {
     match kind {
         0 => Box::new(Rng::new()),
         1 => Box::new(Console::new(Box::new(Nowhere))),
@@ -56,6 +61,12 @@ fn device(kind: usize, directory: &Path) -> Box<dyn VirtioDevice> {
             let config =
                 BalloonConfig { amount_mib, deflate_on_oom: true, stats_polling_interval_s, free_page_reporting: true };
             Box::new(Balloon::new(config).unwrap())
+        }
+        7 => Box::new(mem(memory)),
+        8 => {
+            let path = directory.join("pmem");
+            std::fs::write(&path, [0; 8192]).unwrap();
+            Box::new(Pmem::new(&pmem_config(path, false), Arc::new(FakeSlots::default())).unwrap())
         }
         2 => Box::new(Vsock::new(3, &directory.join("v"), None, None).unwrap()),
         3 => Box::new(net(directory)),
@@ -72,6 +83,19 @@ fn device(kind: usize, directory: &Path) -> Box<dyn VirtioDevice> {
             Box::new(Block::new(&BlockConfig { path, id, asynchronous, queues: 2, ..BlockConfig::default() }).unwrap())
         }
     }
+}
+
+fn mem(memory: &GuestRam) -> Mem {
+    let (start, total_bytes, block_bytes, slot_bytes) = (GuestAddress(128 << 20), 8 << 20, 2 << 20, 4 << 20);
+    let config = MemConfig { start, total_bytes, block_bytes, slot_bytes, usable_unit_bytes: slot_bytes };
+    let reserve = Reserve::new(start, total_bytes, HugePages::Transparent).unwrap();
+    let mem = Mem::new(config, reserve, memory.clone(), Arc::new(FakeSlots::default())).unwrap();
+    assert!(mem.control().request(6 << 20));
+    mem
+}
+
+fn pmem_config(path: PathBuf, read_only: bool) -> PmemConfig {
+    PmemConfig { id: "p".to_owned(), path, read_only, start: GuestAddress(1 << 30) }
 }
 
 /// One thing that a driver does.
@@ -164,10 +188,10 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: std::env::var("HULL_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(200), max_shrink_iters: 200, ..ProptestConfig::default() })]
 
     #[test]
-    fn nothing_that_a_driver_does_hurts(kind in 0..7usize, acts in prop::collection::vec(act(), 1..60)) {
+    fn nothing_that_a_driver_does_hurts(kind in 0..9usize, acts in prop::collection::vec(act(), 1..60)) {
         let directory = TempDir::new().unwrap();
         let machine = Machine::new();
-        let mut driver = machine.plug(device(kind, directory.path()));
+        let mut driver = machine.plug(device(kind, directory.path(), &machine.memory));
         driver.start();
         for act in &acts {
             perform(&machine, &mut driver, act);

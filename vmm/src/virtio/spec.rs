@@ -82,8 +82,12 @@ pub mod device_type {
     pub const BALLOON: u16 = 5;
     /// Socket device.
     pub const SOCKET: u16 = 19;
+    /// Memory device.
+    pub const MEMORY: u16 = 24;
     /// File system device.
     pub const FILE_SYSTEM: u16 = 26;
+    /// Persistent memory device.
+    pub const PMEM: u16 = 27;
 }
 
 /// virtio over PCI (section 4.1).

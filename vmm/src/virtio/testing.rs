@@ -9,7 +9,7 @@
     reason = "tests stop at the first surprise"
 )]
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -22,7 +22,8 @@ use super::spec::pci::{cap, common};
 use super::spec::{feature, status};
 use crate::bus::BusDevice;
 use crate::interrupt::{Fabric, Gsi, MsiMessage};
-use crate::memory::GuestRam;
+use crate::memory::{GuestRam, HostRange};
+use crate::memory_slots::{Access, MemorySlots, SlotId};
 use crate::pci::{ConfigSpaceMemory, PciRoot, PciSlot};
 
 /// Where the test machine has its BAR window.
@@ -105,6 +106,29 @@ impl FakeFabric {
             message.map(|message| (message.data, count))
         });
         delivered.collect()
+    }
+}
+
+/// Slots that remember what is shown, and that can be full.
+#[derive(Default)]
+pub struct FakeSlots {
+    pub shown: Mutex<BTreeMap<u32, HostRange>>,
+    pub limit: Mutex<Option<usize>>,
+}
+
+impl MemorySlots for FakeSlots {
+    fn show(&self, range: HostRange, _access: Access) -> io::Result<SlotId> {
+        let mut shown = self.shown.lock().unwrap();
+        if self.limit.lock().unwrap().is_some_and(|limit| shown.len() >= limit) {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        let number = (range.guest.0 / MIB) as u32;
+        assert!(shown.insert(number, range).is_none(), "shown twice");
+        Ok(SlotId(number))
+    }
+
+    fn hide(&self, SlotId(number): SlotId) -> io::Result<()> {
+        self.shown.lock().unwrap().remove(&number).map(drop).ok_or(io::ErrorKind::NotFound.into())
     }
 }
 

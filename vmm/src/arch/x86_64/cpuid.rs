@@ -126,6 +126,17 @@ fn extended_topology(leaf: u32, topology: Topology) -> [kvm_cpuid_entry2; 3] {
     [level(0, SMT, 0, 1), level(1, CORE, topology.id_bits(), topology.count), level(2, 0, 0, 0)]
 }
 
+/// Width of a guest's physical addresses (leaf 0x80000008); 36 where the processor doesn't tell.
+pub fn physical_address_bits(supported: &CpuId) -> u32 {
+    let leaf = supported.as_slice().iter().find(|entry| entry.function == 0x8000_0008);
+    let Some(eax) = leaf.map(|leaf| leaf.eax) else { return 36 };
+    // The second field is the limit of nested paging, where it is lower.
+    match (eax & 0xff, eax >> 16 & 0xff) {
+        (bits, 0) => bits,
+        (bits, guest_bits) => bits.min(guest_bits),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests stop at the first surprise")]

@@ -10,6 +10,7 @@
 //! | 0xe010_0000 | 0xfec0_0000 | PCI BARs |
 //! | 0xfee0_0000 | | local APICs |
 //! | 4 GiB | | the rest of RAM |
+//! | behind, with a gap | | memory that can be plugged |
 //!
 //! ECAM and the first MiB of BARs are one huge page of the host, which the guest reads without exits: one page, one memory slot, one
 //! nested page fault.
@@ -82,6 +83,11 @@ pub const RESET_VALUE: u8 = 1;
 /// Sleep type of soft off (`_S5`).
 pub const SLEEP_TYPE_S5: u8 = 5;
 
+/// Linux's memory blocks (`memory_block_size_bytes`), and from which size of RAM on they may be larger.
+const MEMORY_BLOCK_BYTES: u64 = 128 << 20;
+const LARGE_MEMORY_BLOCK_BYTES: u64 = 2 << 30;
+const LARGE_MACHINE_BYTES: u64 = 64 << 30;
+
 const E820_RAM: u32 = 1;
 const E820_RESERVED: u32 = 2;
 
@@ -100,6 +106,21 @@ pub fn ram_end(size_bytes: u64) -> u64 {
     match size_bytes.checked_sub(HOLE_START) {
         None | Some(0) => size_bytes,
         Some(high) => HOLE_END + high,
+    }
+}
+
+/// Unit in which Linux takes on memory that is plugged; larger in large machines.
+pub fn memory_block_bytes(ram_size_bytes: u64) -> u64 {
+    if ram_size_bytes < LARGE_MACHINE_BYTES { MEMORY_BLOCK_BYTES } else { LARGE_MEMORY_BLOCK_BYTES }
+}
+
+/// Where memory that can be plugged starts: aligned to Linux's unit, and never adjacent to RAM, so that no buffer crosses from one
+/// to the other.
+pub fn hotplug_start(ram_size_bytes: u64) -> GuestAddress {
+    let unit = memory_block_bytes(ram_size_bytes);
+    match ram_end(ram_size_bytes) {
+        end if end < HOLE_END => GuestAddress(HOLE_END),
+        end => GuestAddress((end + 1).next_multiple_of(unit)),
     }
 }
 
@@ -151,6 +172,15 @@ mod tests {
         assert_eq!(ram_regions(5 << 30), [(GuestAddress(0), 3 << 30), (GuestAddress(4 << 30), 2 << 30)]);
         assert_eq!(ram_end(5 << 30), 6 << 30);
         assert_eq!(ranges(5 << 30)[4], (4 << 30, 6 << 30, E820_RAM));
+    }
+
+    #[test]
+    fn plugged_memory_is_aligned_and_apart_from_ram() {
+        assert_eq!(hotplug_start(128 << 20).0, 4 << 30);
+        assert_eq!(hotplug_start(3 << 30).0, 4 << 30);
+        assert_eq!(hotplug_start(4 << 30).0, (5 << 30) + (128 << 20));
+        assert_eq!(hotplug_start((4 << 30) + (1 << 20)).0, (5 << 30) + (128 << 20));
+        assert_eq!(hotplug_start(65 << 30).0, 68 << 30);
     }
 
     #[test]
