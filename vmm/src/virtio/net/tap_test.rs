@@ -46,10 +46,18 @@ fn ip(arguments: &str) -> String {
 /// This thread and those that it starts get a network of their own.
 fn own_network() -> bool {
     let possible = unshare(CloneFlags::CLONE_NEWNET).is_ok() && Net::new(&config(1)).is_ok();
-    if !possible {
+    if possible {
+        wait_until_gone();
+    } else {
         eprintln!("SKIPPED: no right to make a network namespace and a tap, or no tun driver");
     }
     possible
+}
+
+/// Waits for the end of a tap whose device was dropped: a child that another test starts at that moment has its
+/// descriptor, too, until it executes its program.
+fn wait_until_gone() {
+    wait_for("the tap to disappear", || ip("link show tap7").contains("does not exist"));
 }
 
 struct Guest {
@@ -130,6 +138,8 @@ fn an_open_checksum_reaches_only_a_driver_that_takes_it() {
             flags == 0,
             "the checksum is complete where it is not left to the driver"
         );
+        drop(guest);
+        wait_until_gone();
     }
 }
 
@@ -255,7 +265,7 @@ fn a_tap_that_was_made_disappears_and_another_stays() {
     let made = Net::new(&NetConfig { mtu: Some(4000), ..config(2) }).unwrap();
     assert!(ip("link show tap7").contains("mtu 4000"));
     drop(made);
-    assert!(ip("link show tap7").contains("does not exist"));
+    wait_until_gone();
     for (kind, pairs, expected) in [("tap", 4, 1), ("tap multi_queue", 4, 4), ("tap multi_queue", 1, 1)] {
         ip(&format!("tuntap add tap7 mode {kind}"));
         ip("link set tap7 mtu 1400");
@@ -276,6 +286,7 @@ fn what_cannot_be_used_is_explained() {
     let first = Net::new(&config(1)).unwrap();
     assert_eq!(problem(), "Tap tap7 is in use by another process");
     drop(first);
+    wait_until_gone();
     ip("tuntap add tap7 mode tun");
     assert_eq!(problem(), "Interface tap7 exists and is not a tap");
     ip("link del tap7");
@@ -327,6 +338,5 @@ fn an_inherited_descriptor_is_taken_once() {
     assert!(inherited(number).is_err());
     assert!(ip("link show tap7").contains("mtu"));
     drop(net);
-    // Another test's child may have inherited it for a moment.
-    wait_for("the descriptor to be closed", || ip("link show tap7").contains("does not exist"));
+    wait_until_gone();
 }
