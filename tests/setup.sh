@@ -22,7 +22,11 @@ linux-image-amd64  | testbed: its kernel, with kvm_amd and 9p
 kmod               | testbed: finds kernel modules and their dependencies
 mmdebstrap         | test image with Debian and Python
 uidmap             | test image with Debian, made without root
-erofs-utils        | tests: fsck.erofs checks the images that Hull writes
+erofs-utils        | tests: fsck.erofs checks the images that Hull writes; disks with programs for guests
+e2fsprogs          | tests: a guest makes an ext4 file system, the host checks it
+fio                | tests: a guest writes to a disk with many requests at once, and verifies
+qemu-utils         | tests: qemu-img makes qcow2 images
+util-linux         | tests: losetup, for block devices and direct I/O
 curl               | tests: talks to the control API as people do
 docker-registry    | tests: a real registry to pull from
 skopeo             | tests: pushes images to it

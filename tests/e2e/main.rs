@@ -18,6 +18,7 @@ mod vmm_harness;
 
 mod bad_input;
 mod block;
+mod block_data;
 mod control_api;
 mod hotplug;
 mod images;

@@ -230,7 +230,7 @@ impl Drop for Started {
 }
 
 /// The program of this name and the libraries that its loader would load.
-fn program_files(program: &str) -> Vec<PathBuf> {
+pub fn program_files(program: &str) -> Vec<PathBuf> {
     let path = ["/usr/bin", "/usr/sbin"].map(|directory| Path::new(directory).join(program));
     let path = path.into_iter().find(|path| path.exists()).unwrap_or_else(|| panic!("{program} is not installed"));
     let list = Command::new("ldd").arg(&path).output().unwrap();
