@@ -1,11 +1,13 @@
 //! Directories of the host in a guest.
 
 use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
-use crate::harness::wait_for;
+use crate::harness::{PATIENCE, soak, wait_for};
 use crate::vmm_harness::{Started, Vm};
 
 /// What runs in the guest: `tests/guest/share`.
@@ -19,8 +21,13 @@ each() { say \"$(/mnt/program \"$@\" 2>&1)\"; }
 /// A VM with a share called `data` at `share`, where the guest's program is.
 fn vm(init: &str, more: Value) -> Vm {
     let vm = Vm::with_init(&format!("{MOUNT}{init}")).memory_mib(192);
+    fs::create_dir(vm.path("share")).unwrap();
+    with_share(vm, more)
+}
+
+/// Shares what is at `share`.
+fn with_share(vm: Vm, more: Value) -> Vm {
     let path = vm.path("share");
-    fs::create_dir(&path).unwrap();
     fs::copy(PROGRAM, path.join("program")).unwrap();
     let mut share = json!({ "tag": "data", "path_on_host": path });
     share.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
@@ -29,6 +36,38 @@ fn vm(init: &str, more: Value) -> Vm {
 
 fn share(vm: &Started) -> PathBuf {
     vm.path("share")
+}
+
+/// Says `ok` for each command, or what the guest wrote.
+fn assert_ok(console: &str, commands: &[&str]) {
+    for command in commands {
+        assert!(console.contains(&format!("{command}: ok")), "{command}: {console}");
+    }
+}
+
+#[test]
+fn a_shared_directory_is_a_file_system() {
+    for more in [json!({ "xattr": true }), json!({ "xattr": true, "cache": "never" })] {
+        let init = "mkdir /mnt/c; each checks /mnt/c; say checked all; go end; poweroff -f";
+        let vm = Vm::with_init(&format!("{MOUNT}{init}")).memory_mib(192);
+        // The testbed's `/tmp` is an overlay, which makes no overlay marks.
+        let directory = TempDir::with_prefix_in("hull-share-", "/dev/shm").unwrap();
+        symlink(directory.path(), vm.path("share")).unwrap();
+        let mut vm = with_share(vm, more).start();
+        vm.wait_for("checked all");
+        assert_ok(&vm.console(), &["checks"]);
+        let at = |name: &str| directory.path().join("c").join(name);
+        let owned = fs::metadata(at("attributes/file")).unwrap();
+        assert_eq!((owned.uid(), owned.gid(), owned.permissions().mode() & 0o7777), (1234, 4321, 0o4711));
+        assert_eq!(fs::read_to_string(at("append/file")).unwrap(), "12".repeat(100));
+        assert_eq!(fs::read_link(at("links/d")).unwrap().to_str(), Some("c"));
+        assert_eq!(&fs::read(at("mapped/file")).unwrap()[70_000..70_014], b"through a call");
+        let mark = fs::metadata(at("special/whiteout")).unwrap();
+        assert!(mark.file_type().is_char_device() && mark.rdev() == 0);
+        assert!(fs::symlink_metadata(at("special/disk")).is_err(), "a device was made");
+        fs::write(directory.path().join("go-end"), "").unwrap();
+        vm.finish().0.ok();
+    }
 }
 
 #[test]
@@ -46,6 +85,25 @@ fn random_operations_agree_with_a_copy_in_memory() {
         run.ok();
         assert_eq!(console.matches("fsx: ok").count(), 2, "{more}: {console}");
     }
+}
+
+#[test]
+fn many_files_and_a_storm_of_renames() {
+    // 10,000 with `HULL_SOAK=5`. Under emulation each file's ten requests take 20 to 50 ms.
+    let factor = soak();
+    let init = format!(
+        "mkdir /mnt/s /mnt/m; /mnt/program storm /mnt/s >/dev/console 2>&1
+        /mnt/program many /mnt/m {} >/dev/console 2>&1; poweroff -f",
+        2000 * factor
+    );
+    let mut vm = vm(&init, json!({})).set("/machine-config/vcpu_count", json!(2)).start();
+    let patience = PATIENCE * u32::try_from(factor).unwrap();
+    for step in ["storm: ok", "made", "listed"] {
+        vm.wait_for_within(patience, step);
+    }
+    let (run, console) = vm.finish_within(patience);
+    run.ok();
+    assert_ok(&console, &["many"]);
 }
 
 #[test]

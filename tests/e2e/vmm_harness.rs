@@ -7,7 +7,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -156,17 +156,27 @@ impl Started {
 
     /// Waits until the guest writes `words`, after what an earlier call waited for.
     pub fn wait_for(&mut self, words: &str) {
-        wait_for(&format!("{words:?} on the guest's console"), || {
-            let console = self.console();
-            let found = console.get(self.seen.get()..).unwrap_or_default().find(words);
-            if let Some(at) = found {
-                self.seen.set(self.seen.get() + at + words.len());
-            } else {
-                let ended = self.child.as_mut().unwrap().try_wait().unwrap();
-                assert!(ended.is_none(), "hull-vmm ended ({ended:?}) before {words:?}: {console}");
-            }
-            found.is_some()
-        });
+        self.wait_for_within(PATIENCE, words);
+    }
+
+    /// [`Started::wait_for`] a guest that takes long.
+    pub fn wait_for_within(&mut self, patience: Duration, words: &str) {
+        let start = Instant::now();
+        while !self.saw(words) {
+            let ended = self.child.as_mut().unwrap().try_wait().unwrap();
+            assert!(ended.is_none(), "hull-vmm ended ({ended:?}) before {words:?}: {}", self.console());
+            assert!(start.elapsed() < patience, "still waiting for {words:?} on the console: {}", self.console());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn saw(&self, words: &str) -> bool {
+        let console = self.console();
+        let found = console.get(self.seen.get()..).unwrap_or_default().find(words);
+        if let Some(at) = found {
+            self.seen.set(self.seen.get() + at + words.len());
+        }
+        found.is_some()
     }
 
     pub fn signal(&self, signal: nix::sys::signal::Signal) {
