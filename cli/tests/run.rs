@@ -328,6 +328,49 @@ fn the_detach_keys_leave_the_container_running() {
     assert!(!scene.ps().contains("anchored"));
 }
 
+/// A paste that fits between the terminal and a container that takes nothing.
+fn paste() -> String {
+    "a line of a file\n".repeat((256 << 10) / 17)
+}
+
+#[test]
+fn the_detach_keys_get_through_a_paste_that_nobody_reads() {
+    let scene = Scene::new();
+    let script = "stty raw -echo; echo u''p; sleep 600";
+    let mut terminal = Terminal::start(&scene, &["--name", "deaf"], &["sh", "-c", script]);
+    terminal.expect("up");
+    until("the terminal is raw", || terminal.is_raw());
+    terminal.send(&paste());
+    terminal.send("\x10\x11");
+    assert_eq!(terminal.child.wait().unwrap().code(), Some(0));
+    let stop = scene.hull(&["stop", "-t", "5", "deaf"]).output().unwrap();
+    assert_eq!(stop.status.code(), Some(0), "{}", stderr(&stop));
+}
+
+#[test]
+fn signals_get_through_a_paste_that_nobody_reads() {
+    let scene = Scene::new();
+    let script = "stty raw -echo; trap 'exit 9' TERM; echo u''p; while :; do sleep 0.1; done";
+    let mut terminal = Terminal::start(&scene, &[], &["sh", "-c", script]);
+    terminal.expect("up");
+    until("the terminal is raw", || terminal.is_raw());
+    terminal.send(&paste());
+    signal(&terminal.child, Signal::SIGTERM);
+    assert_eq!(terminal.child.wait().unwrap().code(), Some(9));
+}
+
+#[test]
+fn a_paste_larger_than_all_buffers_reaches_a_slow_reader_complete() {
+    let scene = Scene::new();
+    let script = "stty raw -echo; echo u''p; sleep 1; head -c 3000000 | cksum";
+    let mut terminal = Terminal::start(&scene, &[], &["sh", "-c", script]);
+    terminal.expect("up");
+    until("the terminal is raw", || terminal.is_raw());
+    terminal.send(&"0123456789".repeat(300_000));
+    terminal.expect("802629297 3000000");
+    assert_eq!(terminal.child.wait().unwrap().code(), Some(0));
+}
+
 #[test]
 fn a_killed_attached_process_takes_the_container_with_it() {
     let scene = Scene::new();

@@ -8,7 +8,7 @@ use std::sync::mpsc;
 
 use nix::pty::{Winsize, openpty};
 
-use crate::harness::{Hull, PATIENCE, image};
+use crate::harness::{Hull, PATIENCE, image, wait_for};
 
 /// A `hull run -it` on a pseudo-terminal.
 struct Terminal {
@@ -128,6 +128,56 @@ fn the_detach_keys_leave_the_container_running() {
     assert!(hull.hull(["ps"]).ok().contains("anchored"));
     hull.hull(["stop", "anchored"]).ok();
     assert!(!hull.hull(["ps"]).ok().contains("anchored"));
+}
+
+/// Starts a command whose terminal is raw and silent: lines don't matter, and nothing that is typed comes back.
+fn start_raw(hull: &Hull, flags: &[&str], script: &str) -> Terminal {
+    let script = format!("stty raw -echo; echo u''p; {script}");
+    let mut terminal = Terminal::start_with(hull, flags, 80, 24, &["sh", "-c", &script]);
+    terminal.expect("up");
+    wait_for("the terminal to be raw", || terminal.is_raw());
+    terminal
+}
+
+fn paste(length: usize) -> String {
+    "0123456789abcdef".repeat(length / 16)
+}
+
+#[test]
+fn the_detach_keys_get_through_a_paste_that_nobody_reads() {
+    let hull = Hull::new();
+    let mut terminal = start_raw(&hull, &["--name", "deaf"], "exec sleep 600");
+    // More than the credit and all that is between the keeper and the container.
+    terminal.send(&paste(768 << 10));
+    terminal.send("\x10\x11");
+    assert_eq!(terminal.child.wait().unwrap().code(), Some(0));
+    assert!(!terminal.is_raw(), "the terminal is restored");
+    assert!(hull.hull(["ps"]).ok().contains("deaf"));
+    hull.hull(["stop", "-t", "1", "deaf"]).ok();
+}
+
+#[test]
+fn a_resize_gets_through_a_paste_that_nobody_reads() {
+    let hull = Hull::new();
+    let script = "until [ \"$(stty size)\" = '45 120' ]; do sleep 0.2; done; echo re''sized; exit 7";
+    let mut terminal = start_raw(&hull, &[], script);
+    // More than the terminal, the connection and the credit take; the container also ends with all that unread.
+    terminal.send(&paste(1 << 20));
+    terminal.resize(120, 45);
+    terminal.expect("resized");
+    assert_eq!(terminal.child.wait().unwrap().code(), Some(7));
+}
+
+#[test]
+fn a_paste_to_a_slow_reader_arrives_complete() {
+    let hull = Hull::new();
+    let read = "dd bs=65536 count=1 iflag=fullblock 2>/dev/null";
+    let script = format!("for i in $(seq 16); do sleep 1; {read}; done | md5sum");
+    let mut terminal = start_raw(&hull, &[], &script);
+    terminal.send(&paste(1 << 20));
+    // Of the same bytes.
+    terminal.expect("14d785daab3823736c981ca82a750c98");
+    assert_eq!(terminal.child.wait().unwrap().code(), Some(0));
 }
 
 #[test]

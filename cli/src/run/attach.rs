@@ -10,16 +10,14 @@ use std::thread;
 use anyhow::Context as _;
 use tokio::sync::mpsc;
 
-use super::detach::DetachKeys;
 use super::frames::{Frame, FrameWriter, FromKeeper, ToKeeper, read_frame};
 use super::launch::Launch;
 use super::outcome::Outcome;
-use super::pump::{read, write_all};
+use super::pump::write_all;
 use super::terminal::RawMode;
+use super::typing::Typing;
 use super::{Control, keeper, signals};
 use crate::failure::Failure;
-
-const TYPED_BYTES: usize = 4096;
 
 /// What happens on the threads.
 enum Event {
@@ -37,7 +35,8 @@ pub async fn attach(launch: &Launch) -> Result<Outcome, Failure> {
     let keeper = Arc::new(FrameWriter::new(socket.try_clone()?));
     keeper.message(&ToKeeper::Launch(Box::new(launch.clone()))).context("starting the keeper")?;
     let (sender, mut events) = mpsc::unbounded_channel();
-    receive(socket, sender.clone())?;
+    let typing = Arc::<Typing>::default();
+    receive(socket, sender.clone(), Arc::clone(&typing))?;
     // Restores the terminal in whatever way this ends.
     let mut raw = None;
     let end = loop {
@@ -46,7 +45,9 @@ pub async fn attach(launch: &Launch) -> Result<Outcome, Failure> {
             event = events.recv() => match event {
                 Some(Event::Started) => {
                     raw = Some(RawMode::enter()?);
-                    send_keys(Arc::clone(&keeper), sender.clone())?;
+                    let sender = sender.clone();
+                    let detached = move || drop(sender.send(Event::Detached));
+                    typing.start(Arc::clone(&keeper), detached)?;
                 }
                 Some(Event::Detached) => break detached(launch),
                 Some(Event::Ended(outcome)) => break outcome,
@@ -95,13 +96,17 @@ fn start_keeper() -> anyhow::Result<(UnixStream, std::process::Child)> {
 }
 
 /// Writes output to the terminal on a thread; tells of the start and of the end.
-fn receive(mut socket: UnixStream, events: Events) -> io::Result<()> {
+fn receive(mut socket: UnixStream, events: Events, typing: Arc<Typing>) -> io::Result<()> {
     thread::Builder::new().name("output".into()).spawn(move || {
         loop {
             let event = match read_frame(&mut socket) {
                 Ok(Frame::Bytes(bytes)) => {
                     // A terminal that is gone is noticed by its hangup.
                     let _ = write_all(io::stdout().as_fd(), &bytes);
+                    continue;
+                }
+                Ok(Frame::Message(FromKeeper::Taken(count))) => {
+                    typing.taken(count);
                     continue;
                 }
                 Ok(Frame::Message(FromKeeper::Started)) => Event::Started,
@@ -113,27 +118,6 @@ fn receive(mut socket: UnixStream, events: Events) -> io::Result<()> {
                 return;
             }
         }
-    })?;
-    Ok(())
-}
-
-fn send_keys(keeper: Arc<FrameWriter>, events: Events) -> io::Result<()> {
-    thread::Builder::new().name("keys".into()).spawn(move || {
-        let mut keys = DetachKeys::default();
-        let mut buffer = [0; TYPED_BYTES];
-        while let Ok(length @ 1..) = read(io::stdin().as_fd(), &mut buffer) {
-            let mut typed = Vec::new();
-            let is_over = keys.filter(buffer.get(..length).unwrap_or_default(), &mut typed);
-            if !typed.is_empty() && keeper.bytes(&typed).is_err() {
-                return;
-            }
-            if is_over {
-                let _ = keeper.message(&ToKeeper::Detach);
-                let _ = events.send(Event::Detached);
-                return;
-            }
-        }
-        let _ = keeper.message(&ToKeeper::InputEnd);
     })?;
     Ok(())
 }

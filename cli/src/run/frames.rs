@@ -45,6 +45,8 @@ pub enum ToKeeper {
 pub enum FromKeeper {
     /// The command is about to run: keys are its own from now on.
     Started,
+    /// So many typed bytes have reached the container.
+    Taken(usize),
     /// The last frame.
     Outcome(Outcome),
 }

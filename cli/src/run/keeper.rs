@@ -3,12 +3,12 @@
 //! Its standard input is the socket to the process that is attached. When that process is gone without having detached,
 //! the container ends.
 
-use std::io;
+use std::io::{self, Write};
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
@@ -20,12 +20,10 @@ use tokio::sync::mpsc;
 use super::frames::{Frame, FrameWriter, FromKeeper, ToKeeper, read_frame};
 use super::outcome::Outcome;
 use super::pump::{Outputs, blocking};
+use super::typing::{BUFFER_BYTES, CREDIT_BYTES};
 use super::{Control, signals, supervise};
 use crate::context;
 use crate::failure::Failure;
-
-/// Typed pieces that wait for a container that does not read.
-const MAX_TYPED: usize = 1024;
 
 /// `hull __keeper`.
 pub fn keeper() -> Result<u8, Failure> {
@@ -69,7 +67,7 @@ struct Link {
     /// Nobody listens any more.
     silent: AtomicBool,
     /// Where typed bytes go, once the container has a terminal.
-    typed: Mutex<Option<SyncSender<Vec<u8>>>>,
+    typed: Mutex<Option<Typed>>,
 }
 
 impl Link {
@@ -90,8 +88,10 @@ impl Link {
         loop {
             let control = match read_frame::<ToKeeper>(&mut socket) {
                 Ok(Frame::Bytes(bytes)) => {
-                    self.input(bytes);
-                    continue;
+                    if self.input(bytes) {
+                        continue;
+                    }
+                    Control::Abandoned
                 }
                 Ok(Frame::Message(ToKeeper::Signal(signal))) => Control::Signal(signal),
                 Ok(Frame::Message(ToKeeper::Resize(size))) => Control::Resize(size),
@@ -111,11 +111,10 @@ impl Link {
         }
     }
 
-    fn input(&self, bytes: Vec<u8>) {
-        let typed = self.typed.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(typed) = typed {
-            let _ = typed.send(bytes);
-        }
+    /// Never waits: the other side sends no more than there is credit for. False if it did.
+    fn input(&self, bytes: Vec<u8>) -> bool {
+        let typed = self.typed.lock().unwrap_or_else(PoisonError::into_inner);
+        typed.as_ref().is_none_or(|typed| typed.push(bytes))
     }
 
     fn close_input(&self) {
@@ -135,21 +134,57 @@ fn connect(link: &Arc<Link>, streams: ProcessStreams, timeline: &Arc<Timeline>) 
     }
     if let Some(stream) = streams.stdin {
         let stream = blocking(stream)?;
-        let (sender, typed) = sync_channel::<Vec<u8>>(MAX_TYPED);
-        *link.typed.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
-        thread::Builder::new().name("stdin".into()).spawn(move || {
-            use std::io::Write;
-            let mut stream = stream;
-            for bytes in typed {
-                if stream.write_all(&bytes).is_err() {
-                    return;
-                }
-            }
-            let _ = stream.shutdown(Shutdown::Write);
-        })?;
+        let (sender, pieces) = channel();
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let typed = Typed { sender, waiting: Arc::clone(&waiting) };
+        *link.typed.lock().unwrap_or_else(PoisonError::into_inner) = Some(typed);
+        let link = Arc::clone(link);
+        thread::Builder::new().name("stdin".into()).spawn(move || feed(stream, &pieces, &waiting, &link))?;
     }
     link.say(&FromKeeper::Started);
     Ok(outputs)
+}
+
+/// The way of typed bytes to the container.
+struct Typed {
+    sender: Sender<Vec<u8>>,
+    /// Bytes that it has not taken.
+    waiting: Arc<AtomicUsize>,
+}
+
+impl Typed {
+    /// False if the container has taken so little that nobody may send these bytes.
+    fn push(&self, bytes: Vec<u8>) -> bool {
+        // All that waits at the other side comes at once when the user detaches.
+        const MOST: usize = CREDIT_BYTES + BUFFER_BYTES;
+        let count = bytes.len();
+        if count > MOST.saturating_sub(self.waiting.load(Ordering::Acquire)) {
+            return false;
+        }
+        self.waiting.fetch_add(count, Ordering::AcqRel);
+        // An input that has ended takes everything.
+        let _ = self.sender.send(bytes);
+        true
+    }
+}
+
+/// Writes pieces to the container and tells the attached side of each part that was taken. A container that takes no more
+/// input lets the rest go.
+fn feed(mut stream: UnixStream, pieces: &Receiver<Vec<u8>>, waiting: &AtomicUsize, link: &Link) {
+    for piece in pieces {
+        let mut rest = piece.as_slice();
+        while !rest.is_empty() {
+            let count = match stream.write(rest) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Ok(0) | Err(_) => rest.len(),
+                Ok(count) => count,
+            };
+            rest = rest.get(count..).unwrap_or_default();
+            waiting.fetch_sub(count, Ordering::AcqRel);
+            link.say(&FromKeeper::Taken(count));
+        }
+    }
+    let _ = stream.shutdown(Shutdown::Write);
 }
 
 /// For the attached side: what is said when a keeper ends without an outcome.

@@ -18,6 +18,7 @@ mod pump;
 mod signals;
 mod supervise;
 mod terminal;
+mod typing;
 mod validate;
 
 use std::sync::Arc;
