@@ -178,11 +178,34 @@ async fn discard(source: &Fd) -> Result<usize, Stopped> {
 
 /// Reads what is there. A terminal whose other side is closed answers EIO, which is its end.
 async fn read(source: &Fd, buffer: &mut [u8]) -> io::Result<usize> {
-    source.async_io(tokio::io::Interest::READABLE, |fd| Ok(nix::unistd::read(fd, buffer)?)).await
+    loop {
+        let mut guard = source.readable().await?;
+        match nix::unistd::read(source, buffer) {
+            Err(Errno::EINTR) => {}
+            Err(Errno::EAGAIN) if guard.ready().is_read_closed() => return Err(hung_up()),
+            Err(Errno::EAGAIN) => guard.clear_ready(),
+            result => return Ok(result?),
+        }
+    }
 }
 
+/// Writes what fits.
 async fn write(sink: &Fd, bytes: &[u8]) -> io::Result<usize> {
-    sink.async_io(tokio::io::Interest::WRITABLE, |fd| Ok(nix::unistd::write(fd, bytes)?)).await
+    loop {
+        let mut guard = sink.writable().await?;
+        match nix::unistd::write(sink, bytes) {
+            Err(Errno::EINTR) => {}
+            Err(Errno::EAGAIN) if guard.ready().is_write_closed() => return Err(hung_up()),
+            Err(Errno::EAGAIN) => guard.clear_ready(),
+            result => return Ok(result?),
+        }
+    }
+}
+
+/// A full terminal whose other side is closed answers EAGAIN for ever, and one that was opened again as well. Tokio counts
+/// a closed side as ready and never forgets it: waiting for such a terminal would spin, and with it the whole agent.
+fn hung_up() -> io::Error {
+    io::ErrorKind::BrokenPipe.into()
 }
 
 /// Writes all bytes.

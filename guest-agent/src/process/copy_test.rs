@@ -121,3 +121,30 @@ fn end_of_the_host_stream_ends_the_input() {
         assert_eq!(nix::unistd::read(&reader, &mut [0; 8]), Ok(0));
     });
 }
+
+#[test]
+fn a_terminal_that_is_closed_while_its_input_is_full_ends_the_input() {
+    let (sender, finished) = std::sync::mpsc::channel();
+    // On a thread of its own: a task that spins can't be timed out in its runtime.
+    std::thread::spawn(move || {
+        run(async {
+            let mut mode =
+                nix::sys::termios::tcgetattr(nix::pty::openpty(None, None).expect("terminal").slave).expect("mode");
+            nix::sys::termios::cfmakeraw(&mut mode);
+            let pty = nix::pty::openpty(None, &mode).expect("terminal");
+            let flags = nix::fcntl::OFlag::O_NONBLOCK | nix::fcntl::OFlag::O_RDWR;
+            nix::fcntl::fcntl(&pty.master, nix::fcntl::FcntlArg::F_SETFL(flags)).expect("non-blocking");
+            let (source, mut writer) = socket();
+            std::thread::spawn(move || {
+                let _ = writer.write_all(&pattern(1 << 20));
+                // Only the terminal may end the input.
+                std::mem::forget(writer);
+            });
+            while nix::unistd::write(&pty.master, &[0; 4096]).is_ok() {}
+            drop(pty.slave);
+            input(source, fd(pty.master), Arc::new(Notify::new())).await;
+        });
+        sender.send(())
+    });
+    finished.recv_timeout(Duration::from_secs(60)).expect("the input ends");
+}
