@@ -22,7 +22,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 use tokio::sync::watch;
 use ttrpc::asynchronous::transport::Listener;
 use ttrpc::asynchronous::{Server, TtrpcContext};
@@ -168,7 +168,8 @@ impl Agent for FakeAgent {
         if terminal {
             command.arg("-c").args(&args);
         } else {
-            command.args(&args[1..]);
+            // As `setsid` does it for a terminal.
+            command.args(&args[1..]).process_group(0);
         }
         command.env_clear();
         for variable in words(&prepared.process["env"]) {
@@ -193,6 +194,7 @@ impl Agent for FakeAgent {
         }
         let mut child = command.spawn().unwrap();
         drop(command);
+        let mut guard = guard(child.id().unwrap());
         self.running.lock().unwrap().insert("pid", child.id().unwrap().try_into().unwrap());
         if !terminal {
             let stdout = child.stdout.take().unwrap().into_owned_fd().unwrap();
@@ -207,6 +209,9 @@ impl Agent for FakeAgent {
         *self.ended.lock().unwrap() = Some(ended);
         tokio::spawn(async move {
             let status = child.wait().await.unwrap();
+            // A container's other processes end with its first.
+            drop(guard.stdin.take());
+            guard.wait().await.unwrap();
             for pump in pumps {
                 let _ = pump.await;
             }
@@ -241,6 +246,13 @@ impl Agent for FakeAgent {
         set_size(self.terminal.lock().unwrap().as_ref().unwrap(), &size);
         Ok(Empty::default())
     }
+}
+
+/// Kills a process group when this process closes the guard's input, and so also when it is killed itself.
+fn guard(group: u32) -> Child {
+    let mut command = Command::new("sh");
+    command.args(["-c", "read _; kill -s KILL -- -$0", &group.to_string()]).process_group(0);
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
 }
 
 #[allow(missing_docs, reason = "generated")]
