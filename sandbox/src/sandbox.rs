@@ -271,7 +271,7 @@ fn vm_config(config: &SandboxConfig, dir: &Path, boot_token: Token) -> VmConfig 
         balloon: None,
         memory_hotplug: None,
         pmem: Vec::new(),
-        console: Some(Console { log_path: None, to_stderr: tracing::enabled!(tracing::Level::DEBUG) }),
+        console: Some(Console { to_stderr: tracing::enabled!(tracing::Level::DEBUG), ..Console::default() }),
         control_socket: Some(dir.join(CONTROL_NAME)),
     }
 }

@@ -193,8 +193,8 @@ fn plug_devices(
     kvm.add_read_only_memory(pages.host_range(GuestAddress(layout::ECAM_START)))?;
     let root = PciRoot::new(pages, layout::BAR_WINDOW, Arc::new(kvm.fabric()), ram.clone())?;
     let mut devices = Devices::new(root, config.machine_config.vcpu_count);
-    if config.console.is_some() {
-        devices.plug_console(console)?;
+    if let Some(config) = &config.console {
+        devices.plug_console(config, console)?;
     }
     for drive in &config.drives {
         devices.plug_drive(drive)?;

@@ -185,7 +185,8 @@ mod tests {
     fn the_log_file_gets_everything_up_to_its_limit() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("console.log");
-        let log = ConsoleLog::open(&config::Console { log_path: Some(path.clone()), to_stderr: false }).unwrap();
+        let log =
+            ConsoleLog::open(&config::Console { log_path: Some(path.clone()), ..config::Console::default() }).unwrap();
         log.write(b"hello");
         log.lock().file_bytes = FILE_MAX_BYTES - 1;
         log.write(b"XY");
@@ -198,6 +199,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("fifo");
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        assert!(ConsoleLog::open(&config::Console { log_path: Some(path), to_stderr: false }).is_err());
+        assert!(ConsoleLog::open(&config::Console { log_path: Some(path), ..config::Console::default() }).is_err());
     }
 }

@@ -18,7 +18,7 @@ use crate::memory_slots::MemorySlots;
 use crate::pci::{PciRoot, PciSlot, PlugError};
 use crate::virtio::balloon::{self, Balloon, BalloonConfig};
 use crate::virtio::blk::{self, Block, BlockConfig, BlockControl, BlockError};
-use crate::virtio::console::Console;
+use crate::virtio::console::{self, Console, ConsoleConfig, ConsoleError};
 use crate::virtio::counters::Counters;
 use crate::virtio::device::VirtioDevice;
 use crate::virtio::fs::{Share, ShareError};
@@ -34,6 +34,8 @@ const BALLOON_ID: &str = "balloon";
 const FILES_RESERVED: u64 = 6144;
 /// On a host that allows few open files, shares get these all the same, and may run out of what is there.
 const MIN_FILES_PER_SHARE: u64 = 512;
+/// Name of the only console.
+const CONSOLE_ID: &str = "console";
 /// Name of the only socket device.
 const VSOCK_ID: &str = "vsock";
 
@@ -55,6 +57,9 @@ pub enum DeviceError {
     /// Share.
     #[error(transparent)]
     Share(#[from] ShareError),
+    /// Console.
+    #[error(transparent)]
+    Console(#[from] ConsoleError),
     /// Socket device.
     #[error(transparent)]
     Vsock(#[from] VsockError),
@@ -157,6 +162,7 @@ pub struct Devices {
     interfaces: Vec<(PciSlot, NetControl)>,
     drives: BTreeMap<String, Arc<BlockControl>>,
     vsock: Option<Arc<vsock::Control>>,
+    console: Option<Arc<console::Control>>,
     vcpus: u8,
     memory: Option<Arc<mem::Control>>,
     /// Mappings of guest memory that devices have brought.
@@ -167,7 +173,18 @@ impl Devices {
     /// An empty bus of a VM with `vcpus` processors.
     pub fn new(root: Arc<PciRoot>, vcpus: u8) -> Self {
         let (plugged, interfaces, drives) = (Vec::new(), Vec::new(), BTreeMap::new());
-        Self { root, plugged, balloon: None, interfaces, drives, vsock: None, vcpus, memory: None, mapped: Vec::new() }
+        Self {
+            root,
+            plugged,
+            balloon: None,
+            interfaces,
+            drives,
+            vsock: None,
+            console: None,
+            vcpus,
+            memory: None,
+            mapped: Vec::new(),
+        }
     }
 
     /// The bus.
@@ -186,8 +203,25 @@ impl Devices {
     }
 
     /// Plugs the console.
-    pub fn plug_console(&mut self, log: &Arc<ConsoleLog>) -> Result<PciSlot, DeviceError> {
-        self.plug(Kind::Console, "console", Box::new(Console::new(Box::new(Arc::clone(log)))))
+    pub fn plug_console(&mut self, config: &config::Console, log: &Arc<ConsoleLog>) -> Result<PciSlot, DeviceError> {
+        let console = Console::new(ConsoleConfig {
+            sink: Box::new(Arc::clone(log)),
+            socket: config.socket_path.as_deref(),
+            size: (config.cols, config.rows),
+            ports: config.ports.iter().map(|port| (port.name.as_str(), port.socket_path.as_path())).collect(),
+        })?;
+        let control = Arc::clone(console.control());
+        let slot = self.plug(Kind::Console, CONSOLE_ID, Box::new(console))?;
+        self.console = Some(control);
+        Ok(slot)
+    }
+
+    /// Tells the guest how many columns and rows its console has.
+    pub fn set_console_size(&self, cols: u16, rows: u16) -> Result<(), DeviceError> {
+        let missing = || DeviceError::Unknown(Kind::Console, CONSOLE_ID.to_owned());
+        self.console.as_ref().ok_or_else(missing)?.set_size((cols, rows));
+        self.config_changed(Kind::Console, CONSOLE_ID);
+        Ok(())
     }
 
     /// Plugs a block device with a queue for each of the VM's processors, up to its limit.
@@ -418,6 +452,7 @@ impl Devices {
             Kind::Drive => drop(self.drives.remove(id)),
             Kind::Vsock => self.vsock = None,
             Kind::Memory => self.memory = None,
+            Kind::Console => self.console = None,
             _ => {}
         }
         Ok(())

@@ -28,7 +28,7 @@ use thiserror::Error;
 
 pub use self::balloon::Balloon;
 pub use self::boot::{BootSource, MAX_BOOT_ARGS_BYTES};
-pub use self::console::Console;
+pub use self::console::{Console, ConsolePort, MAX_PORT_NAME_BYTES};
 pub use self::drive::{Drive, DriveFormat, IoEngine, MAX_DRIVE_ID_BYTES, MAX_DRIVES, root_device_words};
 pub use self::entropy::Entropy;
 pub use self::limiter::{MAX_BUCKET_SIZE, MAX_REFILL_TIME_MS, RateLimiter, TokenBucket};

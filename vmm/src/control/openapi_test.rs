@@ -7,6 +7,7 @@ use std::fmt;
 use serde::de::{DeserializeOwned, Deserializer, Visitor};
 use serde_json::{Value, json};
 
+use super::super::console::ConsolePatch;
 use super::super::drives::DrivePatch;
 use super::super::machine::{Action, VmPatch};
 use super::super::memory::{BalloonPatch, MemoryPatch, StatisticsPatch};
@@ -16,8 +17,8 @@ use super::super::sockets::VsockPatch;
 use super::ROUTES;
 use super::tests::Bench;
 use crate::config::{
-    Balloon, BootSource, Console, Drive, Entropy, IdRange, MachineConfig, MemoryHotplug, NetworkInterface, Pmem,
-    RateLimiter, Share, TokenBucket, VmConfig, Vsock,
+    Balloon, BootSource, Console, ConsolePort, Drive, Entropy, IdRange, MachineConfig, MemoryHotplug, NetworkInterface,
+    Pmem, RateLimiter, Share, TokenBucket, VmConfig, Vsock,
 };
 
 /// A schema of something that clients send, and its type.
@@ -49,6 +50,8 @@ const SENT: &[Sent] = &[
     sent::<VsockPatch>("VsockUpdate"),
     sent::<Entropy>("Entropy"),
     sent::<Console>("Console"),
+    sent::<ConsolePort>("ConsolePort"),
+    sent::<ConsolePatch>("ConsoleUpdate"),
     sent::<Balloon>("Balloon"),
     sent::<BalloonPatch>("BalloonUpdate"),
     sent::<StatisticsPatch>("BalloonStatisticsUpdate"),

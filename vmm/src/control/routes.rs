@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use super::fault::Fault;
 use super::http::{Request, Response};
-use super::{drives, machine, memory, network, output, resources, sockets};
+use super::{console, drives, machine, memory, network, output, resources, sockets};
 use crate::config::{Balloon, BootSource, Console, Drive, Entropy, MemoryHotplug, NetworkInterface, Share, Vsock};
 use crate::instance::Instance;
 
@@ -70,6 +70,7 @@ pub(super) const ROUTES: &[Route] = &[
     patch("/vsock", sockets::patch_vsock),
     put("/entropy", resources::put_single::<Entropy>),
     put("/console", resources::put_single::<Console>),
+    patch("/console", console::patch_console),
     get("/balloon", memory::balloon),
     put("/balloon", resources::put_single::<Balloon>),
     patch("/balloon", memory::patch_balloon),

@@ -13,7 +13,7 @@ use vm_memory::GuestAddress;
 
 use super::balloon::{Balloon, BalloonConfig};
 use super::blk::{Block, BlockConfig};
-use super::console::{Console, ConsoleSink};
+use super::console::{Console, ConsoleConfig, ConsoleSink};
 use super::device::VirtioDevice;
 use super::fs::Share;
 use super::mem::{Mem, MemConfig};
@@ -32,7 +32,7 @@ impl ConsoleSink for Nowhere {
 }
 
 thread_local! {
-    /// Keeps the peer of the network device alive. It never reads, so that the device finds its socket full, too.
+    /// Keeps the peer of a network device or a port alive. It never reads, so that the device finds its socket full, too.
     static PEER: RefCell<Option<UnixStream>> = const { RefCell::new(None) };
 }
 
@@ -55,7 +55,18 @@ fn net(directory: &Path) -> Net {
 fn device(kind: usize, directory: &Path, memory: &GuestRam) -> Box<dyn VirtioDevice> {
     match kind {
         0 => Box::new(Rng::new()),
-        1 => Box::new(Console::new(Box::new(Nowhere))),
+        1 => Box::new(Console::new(ConsoleConfig::log(Box::new(Nowhere))).unwrap()),
+        9 => {
+            let [first, named] = ["c", "p"].map(|name| directory.join(name));
+            let ports = vec![("named", named.as_path())];
+            let config = ConsoleConfig { socket: Some(&first), ports, ..ConsoleConfig::log(Box::new(Nowhere)) };
+            let console = Console::new(config).unwrap();
+            // A process that has sent something and reads nothing.
+            let mut peer = UnixStream::connect(named).unwrap();
+            peer.write_all(&[7; 5000]).unwrap();
+            PEER.set(Some(peer));
+            Box::new(console)
+        }
         4 => {
             let (amount_mib, stats_polling_interval_s) = (1, 1);
             let config =
@@ -76,12 +87,13 @@ fn device(kind: usize, directory: &Path, memory: &GuestRam) -> Box<dyn VirtioDev
             let json = serde_json::json!({ "tag": "t", "path_on_host": path });
             Box::new(Share::new(&serde_json::from_value(json).unwrap(), 100).unwrap())
         }
-        _ => {
+        6 | 10 => {
             let path = directory.join("disk");
             std::fs::write(&path, [0; 65536]).unwrap();
-            let (id, asynchronous) = ("d".to_owned(), kind == 5);
+            let (id, asynchronous) = ("d".to_owned(), kind == 10);
             Box::new(Block::new(&BlockConfig { path, id, asynchronous, queues: 2, ..BlockConfig::default() }).unwrap())
         }
+        _ => unreachable!("kinds are 0 to 10"),
     }
 }
 
@@ -131,7 +143,7 @@ fn bytes() -> impl Strategy<Value = Vec<u8>> {
 }
 
 fn act() -> impl Strategy<Value = Act> {
-    let queue = 0..4usize;
+    let queue = 0..6usize;
     let small = 0..70u16;
     prop_oneof![
         2 => (0..300usize, bytes()).prop_map(|(at, data)| Act::Config(at, data)),
@@ -188,7 +200,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: std::env::var("HULL_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(200), max_shrink_iters: 200, ..ProptestConfig::default() })]
 
     #[test]
-    fn nothing_that_a_driver_does_hurts(kind in 0..9usize, acts in prop::collection::vec(act(), 1..60)) {
+    fn nothing_that_a_driver_does_hurts(kind in 0..11usize, acts in prop::collection::vec(act(), 1..60)) {
         let directory = TempDir::new().unwrap();
         let machine = Machine::new();
         let mut driver = machine.plug(device(kind, directory.path(), &machine.memory));

@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use super::console::{Console, ConsoleSink};
+use super::console::{Console, ConsoleConfig, ConsoleSink};
 use super::rng::Rng;
 use super::testing::{Machine, Part, wait_for};
 
@@ -31,7 +31,7 @@ impl ConsoleSink for Log {
 #[test]
 fn console_output_reaches_the_sink_also_after_a_reset() {
     let log = Log::default();
-    let mut driver = Machine::new().plug(Box::new(Console::new(Box::new(log.clone()))));
+    let mut driver = Machine::new().plug(Box::new(Console::new(ConsoleConfig::log(Box::new(log.clone()))).unwrap()));
     for _ in 0..3 {
         driver.start();
         driver.queues[1].request(b"hello ", 0);
@@ -44,7 +44,7 @@ fn console_output_reaches_the_sink_also_after_a_reset() {
 
 #[test]
 fn the_receive_queue_of_the_console_stays_with_the_device() {
-    let mut driver = Machine::new().plug(Box::new(Console::new(Box::new(Log::default()))));
+    let mut driver = Machine::new().plug(Box::new(Console::new(ConsoleConfig::log(Box::new(Log::default()))).unwrap()));
     driver.start();
     driver.queues[0].add(&[Part { address: 0x1000, len: 64, writable: true }]);
     driver.queues[0].kick();
@@ -56,7 +56,7 @@ fn the_receive_queue_of_the_console_stays_with_the_device() {
 fn a_pause_lasts_until_it_is_over() {
     let log = Log::default();
     let machine = Machine::new();
-    let mut driver = machine.plug(Box::new(Console::new(Box::new(log.clone()))));
+    let mut driver = machine.plug(Box::new(Console::new(ConsoleConfig::log(Box::new(log.clone()))).unwrap()));
     driver.start();
     for _ in 0..50 {
         machine.root.pause_devices();
@@ -85,7 +85,7 @@ impl ConsoleSink for Slow {
 
 #[test]
 fn a_reset_does_not_wait_for_all_that_the_driver_asked_for() {
-    let mut driver = Machine::new().plug(Box::new(Console::new(Box::new(Slow))));
+    let mut driver = Machine::new().plug(Box::new(Console::new(ConsoleConfig::log(Box::new(Slow))).unwrap()));
     driver.start();
     for _ in 0..30 {
         driver.queues[1].add(&[Part { address: 0x1000, len: 1, writable: false }]);
