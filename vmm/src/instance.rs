@@ -10,6 +10,7 @@ use crate::cleanup::Cleanup;
 use crate::config::{ConfigError, VmConfig};
 use crate::control::MetricsFile;
 use crate::events::EventStream;
+use crate::program;
 use crate::report::{BootPhase, ExitReport};
 use crate::resident::{MemoryStats, ResidentMemory};
 use crate::vm::{EndSignal, Ending, StateError, Vm, VmState};
@@ -130,6 +131,8 @@ impl Instance {
         self.config.validate()?;
         self.events.forget_boot();
         let mut vm = self.build()?;
+        // Memory only: it does no harm where the host refuses.
+        let _ = program::forget_pages();
         vm.start()?;
         self.events.phase(BootPhase::GuestEntered);
         self.vm = Some(vm);

@@ -24,6 +24,7 @@ pub mod memory_slots;
 pub mod metrics;
 pub mod pci;
 pub mod probe;
+pub mod program;
 pub mod report;
 pub mod resident;
 pub mod tiny_guest;
