@@ -9,10 +9,8 @@ mod reserve;
 
 use std::io;
 use std::ptr;
-use std::sync::Arc;
 
 use thiserror::Error;
-use vm_memory::bitmap::{Bitmap, NewBitmap};
 use vm_memory::mmap::{MmapRegion, MmapRegionError};
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryAtomic, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
 
@@ -110,44 +108,6 @@ pub fn host_ranges(memory: &GuestMemoryMmap) -> Vec<HostRange> {
         .iter()
         .map(|region| HostRange { guest: region.start_addr(), host: region.as_ptr() as u64, size: region.len() })
         .collect()
-}
-
-/// The same guest memory once more, for a library that wants its regions with another kind of bitmap than ours.
-///
-/// It follows [`GuestMemoryMmap`] only as it was when this was made: a change of regions needs a new one.
-pub struct Alias<B> {
-    alias: GuestMemoryMmap<B>,
-    /// Owns the mappings.
-    original: Arc<GuestMemoryMmap>,
-}
-
-impl<B: Bitmap + NewBitmap> Alias<B> {
-    /// Makes regions over the mappings of `original`.
-    pub fn new(original: Arc<GuestMemoryMmap>) -> Result<Self, MemoryError> {
-        let regions = original.iter().map(Self::region).collect::<Result<Vec<_>, MemoryError>>()?;
-        let alias = GuestMemoryMmap::from_regions(regions).map_err(|e| MemoryError::Regions(e.to_string()))?;
-        Ok(Self { alias, original })
-    }
-
-    /// The memory. A clone of it must not outlive `self`.
-    pub fn memory(&self) -> &GuestMemoryMmap<B> {
-        &self.alias
-    }
-
-    /// Whether this is still what the guest has.
-    pub fn is_of(&self, memory: &Arc<GuestMemoryMmap>) -> bool {
-        Arc::ptr_eq(&self.original, memory)
-    }
-
-    fn region(region: &GuestRegionMmap) -> Result<GuestRegionMmap<B>, MemoryError> {
-        let start = region.start_addr();
-        // SAFETY: pointer and size are those of a live mapping, which `original` keeps alive as long as the alias. A region made
-        // like this never unmaps it.
-        let mapping =
-            unsafe { MmapRegion::<B>::build_raw(region.as_ptr(), region.size(), region.prot(), region.flags()) };
-        GuestRegionMmap::new(mapping?, start)
-            .ok_or_else(|| MemoryError::Regions(format!("region at {:#x} is past the end of memory", start.0)))
-    }
 }
 
 /// The pages that hold PCI configuration space and device registers: the guest reads them without an exit, only the monitor writes.

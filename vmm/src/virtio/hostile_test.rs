@@ -1,5 +1,11 @@
 //! Drivers that do anything: whatever they do, nothing panics or hangs, and a reset makes the device work again.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "tests"
+)]
 
 use std::cell::RefCell;
 use std::io::Write;
@@ -196,11 +202,17 @@ fn restart(machine: &Arc<Machine>, driver: &mut Driver) {
     driver.start();
 }
 
+/// All kinds of devices, or the one that `HULL_KIND` says.
+fn kinds() -> std::ops::RangeInclusive<usize> {
+    let only = std::env::var("HULL_KIND").map(|kind| kind.parse().expect("HULL_KIND is a number"));
+    only.map_or(0..=10, |kind| kind..=kind)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: std::env::var("HULL_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(200), max_shrink_iters: 200, ..ProptestConfig::default() })]
 
     #[test]
-    fn nothing_that_a_driver_does_hurts(kind in 0..11usize, acts in prop::collection::vec(act(), 1..60)) {
+    fn nothing_that_a_driver_does_hurts(kind in kinds(), acts in prop::collection::vec(act(), 1..60)) {
         let directory = TempDir::new().unwrap();
         let machine = Machine::new();
         let mut driver = machine.plug(device(kind, directory.path(), &machine.memory));

@@ -160,17 +160,11 @@ fn open_files_are_bounded_and_come_back() {
 #[test]
 fn a_reset_closes_everything_and_the_next_driver_starts_afresh() {
     let mut guest = Guest::new(|_| {});
-    let files = || std::fs::read_dir("/proc/self/fd").unwrap().count();
     let (node, handle) = guest.create(ROOT, "file").unwrap();
     let path = guest.share.join("file");
-    let links = |path: &std::path::Path| {
-        let target = std::fs::canonicalize(path).unwrap();
-        let open = std::fs::read_dir("/proc/self/fd").unwrap().filter_map(Result::ok);
-        open.filter(|fd| std::fs::read_link(fd.path()).is_ok_and(|link| link == target)).count()
-    };
-    assert!(files() > 0 && links(&path) == 2, "known and open: {}", links(&path));
+    assert_eq!(open_at(&path), 2, "known and open");
     guest.driver.start();
-    assert_eq!(links(&path), 0, "still open after a reset");
+    assert_eq!(open_at(&path), 0, "still open after a reset");
     assert_eq!(guest.read(node, handle, 0, 1), Err(libc::EBADF), "a handle of the last driver's");
     guest.mount();
     assert!(guest.lookup(ROOT, "file").is_ok());
@@ -197,6 +191,51 @@ fn a_pause_waits_and_a_resume_goes_on() {
     guest.machine.root.resume_devices();
     queue.wait_used();
     assert_eq!(std::fs::read(guest.share.join("file")).unwrap(), b"data");
+}
+
+/// Ten requests in the ring at once, of which the device may have done any number when it is taken away.
+#[test]
+fn a_device_that_is_taken_away_while_it_works_leaves_nothing_open() {
+    for wait_for_one in [false, true] {
+        let mut guest = Guest::new(|_| {});
+        let (node, handle) = guest.create(ROOT, "file").unwrap();
+        let at = guest.machine.allocate(1 << 20);
+        for number in 0..10u64 {
+            let mut body = super::test_guest::io_body(handle, number * 65536, 65536);
+            body.extend([7; 65536]);
+            let message = guest.message(op::WRITE, node, &body);
+            let start = at + number * 0x18000;
+            guest.machine.write(start, &message);
+            guest.driver.queues[1].add(&[
+                Part { address: start, len: message.len() as u32, writable: false },
+                Part { address: start + 0x14000, len: 64, writable: true },
+            ]);
+        }
+        guest.driver.queues[1].kick();
+        if wait_for_one {
+            guest.driver.queues[1].wait_used();
+        }
+        let path = guest.share.join("file");
+        assert!(guest.machine.root.unplug(guest.driver.slot));
+        assert_eq!(open_at(&path), 0, "still open");
+        let written = std::fs::read(&path).unwrap();
+        assert!(
+            written.len().is_multiple_of(65536) && written.iter().all(|&byte| byte == 7),
+            "half a request was done"
+        );
+        assert!(!wait_for_one || !written.is_empty());
+        assert!(!guest.machine.root.unplug(guest.driver.slot), "it is gone");
+        // A driver that doesn't know yet: nothing listens.
+        guest.driver.queues[1].kick();
+        assert_eq!(std::fs::read(&path).unwrap(), written, "something still works");
+    }
+}
+
+/// How many file descriptors the monitor has for a file.
+fn open_at(path: &std::path::Path) -> usize {
+    let target = std::fs::canonicalize(path).unwrap();
+    let open = std::fs::read_dir("/proc/self/fd").unwrap().filter_map(Result::ok);
+    open.filter(|fd| std::fs::read_link(fd.path()).is_ok_and(|link| link == target)).count()
 }
 
 #[test]

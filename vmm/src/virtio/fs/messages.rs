@@ -12,8 +12,8 @@ use virtio_queue::{DescriptorChain, Queue, QueueT};
 use virtiofsd::descriptor_utils::{Reader, Writer};
 use vm_memory::{Address, ByteValued, Bytes, GuestAddress, GuestMemoryMmap};
 
+use super::alias::Alias;
 use super::server::Handled;
-use crate::memory::Alias;
 use crate::virtio::counters::Counters;
 use crate::virtio::queue::{Piece, PieceChain};
 
@@ -42,7 +42,7 @@ const NOWHERE_BYTES: u32 = 4096;
 pub struct MessageError(String);
 
 impl MessageError {
-    fn because(error: impl std::fmt::Display) -> Self {
+    pub(super) fn because(error: impl std::fmt::Display) -> Self {
         Self(error.to_string())
     }
 }
@@ -52,7 +52,7 @@ pub struct Messages {
     ring: Ring,
     /// Takes replies to requests that have no room for any.
     nowhere: GuestMemoryMmap<BitmapMmapRegion>,
-    guest: Option<Alias<BitmapMmapRegion>>,
+    guest: Option<Alias>,
 }
 
 impl Messages {
@@ -99,17 +99,18 @@ impl Messages {
     ) -> Result<Handled, MessageError> {
         let guest = match self.guest.take().filter(|guest| guest.is_of(memory)) {
             Some(guest) => guest,
-            None => Alias::new(Arc::clone(memory)).map_err(MessageError::because)?,
+            None => Alias::new(Arc::clone(memory))?,
         };
-        let guest = self.guest.insert(guest).memory();
-        let request = Reader::new(guest, self.ring.chain(&chain.readable, 0)?).map_err(MessageError::because)?;
+        let guest = self.guest.insert(guest);
+        let request = guest.reader(self.ring.chain(&chain.readable, 0)?)?;
         let reply = if room >= u64::from(OUT_HEADER_BYTES) {
-            Writer::new(guest, self.ring.chain(&chain.writable, F_WRITE)?)
+            guest.writer(self.ring.chain(&chain.writable, F_WRITE)?)?
         } else {
             let nowhere = Piece { address: GuestAddress(0), len_bytes: NOWHERE_BYTES };
-            Writer::new(&self.nowhere, self.ring.chain(&[nowhere], F_WRITE)?)
+            let chain = self.ring.chain(&[nowhere], F_WRITE)?;
+            Writer::new(&self.nowhere, chain).map_err(MessageError::because)?
         };
-        Ok(handle(request, reply.map_err(MessageError::because)?))
+        Ok(handle(request, reply))
     }
 }
 

@@ -5,6 +5,7 @@
 //! chains come out of [`VirtQueue`] checked and are given to it on a ring of our own ([`messages`]), and a file system of ours
 //! stands before its own ([`gate`]). The thread that runs it has a root directory and rights of its own ([`confine`]).
 
+mod alias;
 mod confine;
 mod gate;
 mod ids;
