@@ -17,7 +17,7 @@ programs := hull hull-vmm
 # Images for tests and the demonstration: made outside the clone, so that a fresh clone finds them.
 images := $(cache)/images
 scripts := tests/*.sh tests/images/*.sh tests/testbed/run tests/testbed/selftest.sh \
-	kernel-config/*.sh rootfs/*.sh bench/run.sh bench/devices.sh .ci/run
+	kernel-config/*.sh rootfs/*.sh bench/run.sh bench/devices.sh fuzz/run.sh .ci/run
 
 export CARGO
 export HULL_TEST_IMAGES ?= $(images)
@@ -62,8 +62,19 @@ test: build images ## All tests: without a VM, then end to end in VMs
 	tests/testbed/selftest.sh
 	tests/e2e.sh
 
+# Not installed for the user: it serves this clone only.
+fuzzer := $(cache)/tools/cargo-fuzz-0.13.2
+
+$(fuzzer)/bin/cargo-fuzz:
+	$(CARGO) install cargo-fuzz --version 0.13.2 --locked --root $(fuzzer)
+
+.PHONY: fuzz
+fuzz: setup $(fuzzer)/bin/cargo-fuzz ## Fuzz targets of the monitor, each for FUZZ_SECONDS (60)
+	PATH="$(fuzzer)/bin:$$PATH" FUZZ_SECONDS=$(or $(FUZZ_SECONDS),60) fuzz/run.sh
+
 .PHONY: soak
-soak: build images ## The end-to-end tests with HULL_SOAK (50) times as many VMs: hours
+soak: build images ## The end-to-end tests with HULL_SOAK (50) times as many VMs, and an hour of fuzzing each target: hours
+	$(MAKE) fuzz FUZZ_SECONDS=$(or $(FUZZ_SECONDS),3600)
 	HULL_SOAK=$(or $(HULL_SOAK),50) HULL_E2E_TIMEOUT=14400 tests/e2e.sh
 
 .PHONY: bench
@@ -74,6 +85,7 @@ bench: build ## Measure boots and block devices against QEMU; results in bench/r
 .PHONY: lint
 lint: setup ## Format, clippy, shellcheck
 	$(CARGO) fmt --all --check
+	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
 	shellcheck -x -P SCRIPTDIR $(scripts)
 
@@ -97,7 +109,7 @@ uninstall: ## Remove what `make install` installed
 
 .PHONY: clean
 clean: ## Remove what was built here (the kernel and the images stay cached outside)
-	rm -rf build target
+	rm -rf build target fuzz/target
 
 .PHONY: help
 help: ## This list

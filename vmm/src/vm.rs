@@ -95,9 +95,10 @@ impl EndSignal {
         &self.event
     }
 
-    #[cfg(test)]
+    /// For tests, which have no use for an error.
+    #[cfg(any(test, feature = "testing"))]
     #[allow(clippy::expect_used, reason = "only for tests")]
-    pub(crate) fn for_tests() -> Self {
+    pub fn for_tests() -> Self {
         Self::new().expect("an eventfd")
     }
 }

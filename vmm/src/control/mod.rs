@@ -19,4 +19,6 @@ mod sockets;
 
 pub use self::output::MetricsFile;
 pub use self::routes::Api;
+#[cfg(feature = "testing")]
+pub use self::routes::answer;
 pub use self::server::{ControlError, ControlServer};

@@ -95,7 +95,7 @@ pub(super) const ROUTES: &[Route] = &[
 ];
 
 /// Answers one request.
-pub(super) fn answer(api: &Api, request: &Request) -> Response {
+pub fn answer(api: &Api, request: &Request) -> Response {
     let mut methods = Vec::new();
     for route in ROUTES {
         let Some(id) = match_path(route.path, &request.path) else { continue };

@@ -20,9 +20,15 @@ pub mod transport;
 pub mod vsock;
 pub mod worker;
 
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
+pub mod specimen;
+#[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
+#[cfg(test)]
+mod attack_bus_test;
+#[cfg(test)]
+mod attack_ring_test;
 #[cfg(test)]
 mod hostile_test;
 #[cfg(test)]

@@ -341,7 +341,19 @@ impl Driver {
     pub fn add_queue(&mut self, index: u16) -> &mut DriverQueue {
         self.put16(common::QUEUE_SELECT, index);
         let size = self.get16(common::QUEUE_SIZE);
-        let queue = DriverQueue::new(&self.machine, index, size, self.notify + 4 * u64::from(index));
+        let queue = self.make_queue(index, size);
+        self.enable_queue(queue)
+    }
+
+    /// Rings for a queue, wherever there is room. The device doesn't know of them.
+    pub fn make_queue(&self, index: u16, size: u16) -> DriverQueue {
+        DriverQueue::new(&self.machine, index, size, self.notify + 4 * u64::from(index))
+    }
+
+    /// Tells the device of a queue and enables it.
+    pub fn enable_queue(&mut self, queue: DriverQueue) -> &mut DriverQueue {
+        self.put16(common::QUEUE_SELECT, queue.index);
+        self.put16(common::QUEUE_SIZE, queue.size);
         self.put64(common::QUEUE_DESC_LO, queue.descriptors);
         self.put64(common::QUEUE_DRIVER_LO, queue.available);
         self.put64(common::QUEUE_DEVICE_LO, queue.used);

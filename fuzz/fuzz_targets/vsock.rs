@@ -1,0 +1,9 @@
+//! Socket packets of a guest.
+#![no_main]
+
+use hull_vmm::virtio::specimen::Kind;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(init: hull_fuzz::prepare(), |data: &[u8]| {
+    hull_fuzz::device(Kind::Vsock, data);
+});
