@@ -84,7 +84,7 @@ fn wrong_sizes_and_flags_are_refused() {
         ("--memory", "1"),
         ("--cpus", "0"),
         ("--cpus", "500"),
-        ("--pids-limit", "0"),
+        ("--pids-limit", "-2"),
         ("--memory", "lots"),
         ("--vm-memory", "1m"),
         ("--vcpus", "0"),

@@ -47,7 +47,6 @@ fn a_refusal_names_its_flag() {
     for (flag, value) in [
         ("--memory", "0"),
         ("--cpus", "0"),
-        ("--pids-limit", "0"),
         ("--pids-limit", "-2"),
         ("--vm-memory", "1m"),
         ("--vcpus", "0"),
@@ -82,7 +81,7 @@ fn a_size_that_no_vm_can_have_is_refused_with_the_flag_the_value_and_the_bound()
         ("--vm-memory", "2t", "1t"),
         ("--cpus", "0", "0.01"),
         ("--cpus", "500", &most),
-        ("--pids-limit", "0", "from 1"),
+        ("--pids-limit", "-2", "from 1"),
         ("--pids-limit", "4294967296", "4294967295"),
     ] {
         let text = refusal(&[flag, value, "img"]);
@@ -95,6 +94,8 @@ fn a_size_that_no_vm_can_have_is_refused_with_the_flag_the_value_and_the_bound()
 
 #[test]
 fn a_process_limit_of_minus_one_means_none() {
-    assert_eq!(run(&["--pids-limit", "-1", "img"]).pids_limit.unwrap().0, None);
+    for none in ["0", "-1"] {
+        assert_eq!(run(&["--pids-limit", none, "img"]).pids_limit.unwrap().0, None);
+    }
     assert_eq!(run(&["--pids-limit", "10", "img"]).pids_limit.unwrap().0, Some(10));
 }

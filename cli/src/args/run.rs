@@ -197,10 +197,11 @@ pub struct PidsLimit(pub Option<u32>);
 
 pub(super) fn pids_limit(text: &str) -> Result<PidsLimit, String> {
     match text.parse::<i64>() {
-        Ok(-1) => Ok(PidsLimit(None)),
+        // Docker takes both.
+        Ok(-1 | 0) => Ok(PidsLimit(None)),
         Ok(number) => match u32::try_from(number) {
             Ok(limit @ 1..) => Ok(PidsLimit(Some(limit))),
-            _ => Err(format!("the limit must be from 1 to {}, or -1 for none", u32::MAX)),
+            _ => Err(format!("the limit must be from 1 to {}, or 0 or -1 for none", u32::MAX)),
         },
         Err(_) => Err("a number is needed".into()),
     }
