@@ -93,11 +93,12 @@ fn several_drives_have_names_of_their_own_and_go_in_any_order() {
 #[test]
 fn a_drive_in_use_stays() {
     let hull = Hull::new();
-    let running = start(&hull, &[], "echo up; read line; cat /bin/busybox | wc -c");
+    let running = start(&hull, &[], IDLE);
     // The container's own root file system.
     hull.hull(["device", "rm", "web", "image"]).fails(125, &["image", "in use", "mounted"]);
     assert_eq!(devices(&hull), pairs(&[("image", "vda")]));
-    drop(running);
+    running.signal(nix::sys::signal::Signal::SIGTERM);
+    running.finish();
 }
 
 #[test]
