@@ -17,7 +17,7 @@ programs := hull hull-vmm
 # Images for tests and the demonstration: made outside the clone, so that a fresh clone finds them.
 images := $(cache)/images
 scripts := tests/*.sh tests/images/*.sh tests/testbed/run tests/testbed/selftest.sh \
-	kernel-config/*.sh rootfs/*.sh bench/run.sh bench/devices.sh fuzz/run.sh .ci/run
+	kernel-config/*.sh rootfs/*.sh bench/run.sh bench/devices.sh bench/fs.sh fuzz/run.sh .ci/run
 
 export CARGO
 export HULL_TEST_IMAGES ?= $(images)

@@ -12,8 +12,7 @@
 //! | 4 GiB | | the rest of RAM |
 //! | behind, with a gap | | memory that can be plugged |
 //!
-//! ECAM and the first MiB of BARs are one huge page of the host, which the guest reads without exits: one page, one memory slot, one
-//! nested page fault.
+//! ECAM and the first MiB of BARs are one memory slot, which the guest reads without exits.
 
 use std::ops::Range;
 
