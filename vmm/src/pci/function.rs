@@ -243,7 +243,9 @@ impl Function {
         self.page.refresh_status(&self.registers);
         if with_config {
             let mut config = [0; DEVICE_CONFIG_BYTES];
-            transport.read_config(0, &mut config);
+            for (to, from) in config.iter_mut().zip(transport.device().config_space()) {
+                *to = from;
+            }
             self.page.update(DEVICE_CONFIG_OFFSET, &config);
         }
     }

@@ -36,8 +36,10 @@ pub trait VirtioDevice: Send {
     /// What the device has done so far.
     fn counters(&self) -> &Arc<Counters>;
 
-    /// Reads device-specific configuration space; what lies behind its end reads as zero.
-    fn read_config(&self, offset: u64, data: &mut [u8]);
+    /// Device-specific configuration space, from its start; what lies behind its end reads as zero.
+    fn config_space(&self) -> Vec<u8> {
+        Vec::new()
+    }
 
     /// Writes device-specific configuration space. Most devices have nothing writable.
     ///
@@ -114,7 +116,7 @@ pub trait Interrupt: Send + Sync {
     fn signal_config(&self);
 
     /// Changes the device-specific configuration that the guest sees, from `offset` on, without a notification. The device's
-    /// own `read_config` has to return the same.
+    /// own `config_space` has to return the same.
     fn show_config(&self, offset: u64, bytes: &[u8]);
 
     /// The driver broke the rules: sets `DEVICE_NEEDS_RESET` and tells the driver (virtio 1.2, section 2.1.2). `reason` is

@@ -49,10 +49,6 @@ impl VirtioDevice for Rng {
         &self.counters
     }
 
-    fn read_config(&self, _offset: u64, data: &mut [u8]) {
-        data.fill(0);
-    }
-
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
         let mut queues = activation.queues(&self.counters);
         let queue = queues.take(0)?;

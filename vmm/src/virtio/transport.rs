@@ -257,11 +257,6 @@ impl Transport {
         }
     }
 
-    /// Reads device-specific configuration.
-    pub fn read_config(&self, offset: u64, data: &mut [u8]) {
-        self.device.read_config(offset, data);
-    }
-
     /// Writes device-specific configuration.
     pub fn write_config(&mut self, offset: u64, data: &[u8]) {
         self.device.write_config(offset, data);

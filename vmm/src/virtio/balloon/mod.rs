@@ -105,14 +105,8 @@ impl VirtioDevice for Balloon {
     }
 
     /// `num_pages` and `actual`; the fields behind them belong to features that are not offered.
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        data.fill(0);
-        let skip = usize::try_from(offset).unwrap_or(usize::MAX);
-        let fields = self.control.target_pages().to_le_bytes().into_iter();
-        let fields = fields.chain(self.control.actual_pages().to_le_bytes());
-        for (to, from) in data.iter_mut().zip(fields.skip(skip)) {
-            *to = from;
-        }
+    fn config_space(&self) -> Vec<u8> {
+        [self.control.target_pages(), self.control.actual_pages()].map(u32::to_le_bytes).concat()
     }
 
     fn write_config(&mut self, offset: u64, data: &[u8]) {

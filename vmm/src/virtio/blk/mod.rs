@@ -208,29 +208,6 @@ impl Block {
     pub fn control(&self) -> &Arc<BlockControl> {
         &self.control
     }
-
-    /// Device-specific configuration (section 5.2.4).
-    fn config_space(&self) -> [u8; CONFIG_BYTES] {
-        let image = &self.control.image;
-        let mut bytes = [0; CONFIG_BYTES];
-        let mut put = |at: usize, value: &[u8]| {
-            for (to, from) in bytes.iter_mut().skip(at).zip(value) {
-                *to = *from;
-            }
-        };
-        put(0, &image.sectors().to_le_bytes());
-        put(8, &SIZE_MAX.to_le_bytes());
-        put(12, &SEG_MAX.to_le_bytes());
-        put(20, &image.block_bytes.to_le_bytes());
-        put(34, &u16::try_from(self.queue_sizes.len()).unwrap_or(MAX_QUEUES).to_le_bytes());
-        put(36, &MAX_DISCARD_SECTORS.to_le_bytes());
-        put(40, &MAX_DISCARD_SEGMENTS.to_le_bytes());
-        put(44, &(image.block_bytes.max(4096) / 512).to_le_bytes());
-        put(48, &MAX_ZEROES_SECTORS.to_le_bytes());
-        put(52, &MAX_ZEROES_SEGMENTS.to_le_bytes());
-        put(56, &[1]);
-        bytes
-    }
 }
 
 impl VirtioDevice for Block {
@@ -252,12 +229,27 @@ impl VirtioDevice for Block {
         &self.counters
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        data.fill(0);
-        let skip = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (to, from) in data.iter_mut().zip(self.config_space().iter().skip(skip)) {
-            *to = *from;
-        }
+    /// Device-specific configuration (section 5.2.4).
+    fn config_space(&self) -> Vec<u8> {
+        let image = &self.control.image;
+        let mut bytes = [0; CONFIG_BYTES];
+        let mut put = |at: usize, value: &[u8]| {
+            for (to, from) in bytes.iter_mut().skip(at).zip(value) {
+                *to = *from;
+            }
+        };
+        put(0, &image.sectors().to_le_bytes());
+        put(8, &SIZE_MAX.to_le_bytes());
+        put(12, &SEG_MAX.to_le_bytes());
+        put(20, &image.block_bytes.to_le_bytes());
+        put(34, &u16::try_from(self.queue_sizes.len()).unwrap_or(MAX_QUEUES).to_le_bytes());
+        put(36, &MAX_DISCARD_SECTORS.to_le_bytes());
+        put(40, &MAX_DISCARD_SEGMENTS.to_le_bytes());
+        put(44, &(image.block_bytes.max(4096) / 512).to_le_bytes());
+        put(48, &MAX_ZEROES_SECTORS.to_le_bytes());
+        put(52, &MAX_ZEROES_SEGMENTS.to_le_bytes());
+        put(56, &[1]);
+        bytes.to_vec()
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {

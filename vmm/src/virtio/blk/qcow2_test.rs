@@ -106,8 +106,7 @@ fn the_format_is_never_guessed() {
     assert!(problem(&raw).contains("Not a qcow2 image"));
     create(&raw, None);
     let as_raw = Block::new(&BlockConfig { format: Format::Raw, ..config(&raw) }).unwrap();
-    let mut capacity = [0; 8];
-    crate::virtio::device::VirtioDevice::read_config(&as_raw, 0, &mut capacity);
+    let capacity = crate::virtio::device::VirtioDevice::config_space(&as_raw)[..8].try_into().unwrap();
     assert_eq!(u64::from_le_bytes(capacity), std::fs::metadata(&raw).unwrap().len() / 512);
 }
 

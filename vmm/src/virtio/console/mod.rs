@@ -188,13 +188,8 @@ impl VirtioDevice for Console {
     }
 
     /// Columns, rows, number of ports (section 5.3.4).
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        data.fill(0);
-        let skip = usize::try_from(offset).unwrap_or(usize::MAX);
-        let fields = [self.control.size_bytes(), self.ports.to_le_bytes()];
-        for (to, from) in data.iter_mut().zip(fields.as_flattened().iter().skip(skip)) {
-            *to = *from;
-        }
+    fn config_space(&self) -> Vec<u8> {
+        [self.control.size_bytes(), self.ports.to_le_bytes()].concat()
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {

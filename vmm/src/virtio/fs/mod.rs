@@ -72,12 +72,6 @@ impl Share {
             workers: Workers::default(),
         })
     }
-
-    /// Device-specific configuration (section 5.11.4): the tag, padded with zeros, and the number of request queues.
-    fn config_space(&self) -> impl Iterator<Item = u8> {
-        let tag = self.tag.bytes().chain(std::iter::repeat(0)).take(config::MAX_TAG_BYTES);
-        tag.chain(1u32.to_le_bytes())
-    }
 }
 
 impl VirtioDevice for Share {
@@ -97,12 +91,10 @@ impl VirtioDevice for Share {
         &self.counters
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        data.fill(0);
-        let skip = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (to, from) in data.iter_mut().zip(self.config_space().skip(skip)) {
-            *to = from;
-        }
+    /// Device-specific configuration (section 5.11.4): the tag, padded with zeros, and the number of request queues.
+    fn config_space(&self) -> Vec<u8> {
+        let tag = self.tag.bytes().chain(std::iter::repeat(0)).take(config::MAX_TAG_BYTES);
+        tag.chain(1u32.to_le_bytes()).collect()
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {

@@ -101,12 +101,8 @@ impl VirtioDevice for Mem {
         &self.counters
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        data.fill(0);
-        let skip = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (to, from) in data.iter_mut().zip(self.control.config_space().into_iter().skip(skip)) {
-            *to = from;
-        }
+    fn config_space(&self) -> Vec<u8> {
+        self.control.config_space().to_vec()
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {

@@ -206,15 +206,6 @@ impl Net {
         NetControl(Arc::clone(&self.shared))
     }
 
-    /// Device-specific configuration (section 5.1.4).
-    fn config_space(&self) -> [u8; 12] {
-        let [s0, s1] = self.shared.status().to_le_bytes();
-        let [p0, p1] = self.pairs.to_le_bytes();
-        let [m0, m1] = self.mtu.unwrap_or(0).to_le_bytes();
-        let [a, b, c, d, e, f] = self.mac.unwrap_or_default();
-        [a, b, c, d, e, f, s0, s1, p0, p1, m0, m1]
-    }
-
     fn port(&mut self, pair: u16) -> Result<Port, ActivateError> {
         if let Some(tap) = &self.tap {
             return Ok(Port::tap(tap, pair));
@@ -296,12 +287,13 @@ impl VirtioDevice for Net {
         &self.counters
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        data.fill(0);
-        let skip = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (to, from) in data.iter_mut().zip(self.config_space().iter().skip(skip)) {
-            *to = *from;
-        }
+    /// Device-specific configuration (section 5.1.4).
+    fn config_space(&self) -> Vec<u8> {
+        let [s0, s1] = self.shared.status().to_le_bytes();
+        let [p0, p1] = self.pairs.to_le_bytes();
+        let [m0, m1] = self.mtu.unwrap_or(0).to_le_bytes();
+        let [a, b, c, d, e, f] = self.mac.unwrap_or_default();
+        vec![a, b, c, d, e, f, s0, s1, p0, p1, m0, m1]
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {

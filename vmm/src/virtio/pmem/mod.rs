@@ -130,14 +130,9 @@ impl VirtioDevice for Pmem {
     }
 
     /// Start and size (section 5.19.4).
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        data.fill(0);
-        let skip = usize::try_from(offset).unwrap_or(usize::MAX);
+    fn config_space(&self) -> Vec<u8> {
         let HostRange { guest, size, .. } = self.backing.range();
-        let fields = guest.0.to_le_bytes().into_iter().chain(size.to_le_bytes());
-        for (to, from) in data.iter_mut().zip(fields.skip(skip)) {
-            *to = from;
-        }
+        [guest.0, size].map(u64::to_le_bytes).concat()
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {

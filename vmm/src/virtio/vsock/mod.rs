@@ -118,12 +118,8 @@ impl VirtioDevice for Vsock {
     }
 
     /// The guest's context identifier (section 5.10.4).
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        data.fill(0);
-        let skip = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (to, from) in data.iter_mut().zip(u64::from(self.guest_cid).to_le_bytes().iter().skip(skip)) {
-            *to = *from;
-        }
+    fn config_space(&self) -> Vec<u8> {
+        u64::from(self.guest_cid).to_le_bytes().to_vec()
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
