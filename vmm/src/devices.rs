@@ -1,6 +1,5 @@
 //! The devices of a VM: from their configuration to a slot on the bus, and back.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -152,39 +151,32 @@ pub struct Plugged {
     pub slot: PciSlot,
     /// What it has done so far.
     pub counters: Arc<Counters>,
+    control: Control,
+}
+
+/// What can be asked of a plugged device, and the guest memory that it has brought.
+enum Control {
+    Nothing,
+    Console(Arc<console::Control>),
+    Drive(Arc<BlockControl>),
+    Network(NetControl),
+    Vsock(Arc<vsock::Control>),
+    Balloon(Arc<balloon::Control>),
+    Memory(Arc<mem::Control>, HostRange),
+    Pmem(HostRange),
 }
 
 /// All devices of a VM.
 pub struct Devices {
     root: Arc<PciRoot>,
     plugged: Vec<Plugged>,
-    balloon: Option<Arc<balloon::Control>>,
-    interfaces: Vec<(PciSlot, NetControl)>,
-    drives: BTreeMap<String, Arc<BlockControl>>,
-    vsock: Option<Arc<vsock::Control>>,
-    console: Option<Arc<console::Control>>,
     vcpus: u8,
-    memory: Option<Arc<mem::Control>>,
-    /// Mappings of guest memory that devices have brought.
-    mapped: Vec<(PciSlot, HostRange)>,
 }
 
 impl Devices {
     /// An empty bus of a VM with `vcpus` processors.
     pub fn new(root: Arc<PciRoot>, vcpus: u8) -> Self {
-        let (plugged, interfaces, drives) = (Vec::new(), Vec::new(), BTreeMap::new());
-        Self {
-            root,
-            plugged,
-            balloon: None,
-            interfaces,
-            drives,
-            vsock: None,
-            console: None,
-            vcpus,
-            memory: None,
-            mapped: Vec::new(),
-        }
+        Self { root, plugged: Vec::new(), vcpus }
     }
 
     /// The bus.
@@ -210,17 +202,18 @@ impl Devices {
             size: (config.cols, config.rows),
             ports: config.ports.iter().map(|port| (port.name.as_str(), port.socket_path.as_path())).collect(),
         })?;
-        let control = Arc::clone(console.control());
-        let slot = self.plug(Kind::Console, CONSOLE_ID, Box::new(console))?;
-        self.console = Some(control);
-        Ok(slot)
+        let control = Control::Console(Arc::clone(console.control()));
+        self.plug(Kind::Console, CONSOLE_ID, Box::new(console), control)
     }
 
     /// Tells the guest how many columns and rows its console has.
     pub fn set_console_size(&self, cols: u16, rows: u16) -> Result<(), DeviceError> {
-        let missing = || DeviceError::Unknown(Kind::Console, CONSOLE_ID.to_owned());
-        self.console.as_ref().ok_or_else(missing)?.set_size((cols, rows));
-        self.config_changed(Kind::Console, CONSOLE_ID);
+        let (slot, control) = self.control(Kind::Console, CONSOLE_ID, |control| match control {
+            Control::Console(control) => Some(control),
+            _ => None,
+        })?;
+        control.set_size((cols, rows));
+        self.root.config_changed(slot);
         Ok(())
     }
 
@@ -239,16 +232,15 @@ impl Devices {
             queues: u16::from(self.vcpus),
             limits: drive.rate_limiter,
         })?;
-        let control = Arc::clone(block.control());
-        let slot = self.plug(Kind::Drive, &drive.drive_id, Box::new(block))?;
-        self.drives.insert(drive.drive_id.clone(), control);
-        Ok(slot)
+        let control = Control::Drive(Arc::clone(block.control()));
+        self.plug(Kind::Drive, &drive.drive_id, Box::new(block), control)
     }
 
     /// Looks at the size of a drive's image anew, shows it to the guest and returns it in bytes.
     pub fn resize_drive(&self, id: &str) -> Result<u64, DeviceError> {
-        let bytes = self.drive(id)?.resize().map_err(|source| DeviceError::Resize { id: id.to_owned(), source })?;
-        self.config_changed(Kind::Drive, id);
+        let (slot, control) = self.drive_in_slot(id)?;
+        let bytes = control.resize().map_err(|source| DeviceError::Resize { id: id.to_owned(), source })?;
+        self.root.config_changed(slot);
         Ok(bytes)
     }
 
@@ -260,24 +252,29 @@ impl Devices {
 
     /// What can be asked of a drive.
     pub fn drive(&self, id: &str) -> Result<&Arc<BlockControl>, DeviceError> {
-        self.drives.get(id).ok_or_else(|| DeviceError::Unknown(Kind::Drive, id.to_owned()))
+        Ok(self.drive_in_slot(id)?.1)
+    }
+
+    fn drive_in_slot(&self, id: &str) -> Result<(PciSlot, &Arc<BlockControl>), DeviceError> {
+        self.control(Kind::Drive, id, |control| match control {
+            Control::Drive(control) => Some(control),
+            _ => None,
+        })
     }
 
     /// Plugs a network device with a queue pair for each of `vcpus` processors, as far as its backend has them.
     pub fn plug_interface(&mut self, interface: &config::NetworkInterface, vcpus: u8) -> Result<PciSlot, DeviceError> {
         self.refuse_twice(Kind::Network, &interface.iface_id)?;
         let net = Net::new(&NetConfig::new(interface, vcpus))?;
-        let control = net.control();
-        let slot = self.plug(Kind::Network, &interface.iface_id, Box::new(net))?;
-        self.interfaces.push((slot, control));
-        Ok(slot)
+        let control = Control::Network(net.control());
+        self.plug(Kind::Network, &interface.iface_id, Box::new(net), control)
     }
 
     /// Pulls the cable of a network interface out, or puts it in. A link whose other side is lost stays down.
     pub fn set_link(&self, id: &str, up: bool) -> Result<(), DeviceError> {
         let (slot, control) = self.interface(id)?;
         if control.set_link(up) {
-            self.root.config_changed(*slot);
+            self.root.config_changed(slot);
         }
         Ok(())
     }
@@ -293,35 +290,38 @@ impl Devices {
         Ok(())
     }
 
-    fn interface(&self, id: &str) -> Result<&(PciSlot, NetControl), DeviceError> {
-        let found = self.plugged.iter().find(|device| device.kind == Kind::Network && device.id == id);
-        let found = found.and_then(|device| self.interfaces.iter().find(|(slot, _)| *slot == device.slot));
-        found.ok_or_else(|| DeviceError::Unknown(Kind::Network, id.to_owned()))
+    fn interface(&self, id: &str) -> Result<(PciSlot, &NetControl), DeviceError> {
+        self.control(Kind::Network, id, |control| match control {
+            Control::Network(control) => Some(control),
+            _ => None,
+        })
     }
 
     /// Plugs a directory, by its tag.
     pub fn plug_share(&mut self, share: &config::Share) -> Result<PciSlot, DeviceError> {
-        self.plug(Kind::Share, &share.tag, Box::new(Share::new(share, files_per_share())?))
+        self.plug(Kind::Share, &share.tag, Box::new(Share::new(share, files_per_share())?), Control::Nothing)
     }
 
     /// Plugs the socket device.
     pub fn plug_vsock(&mut self, vsock: &config::Vsock) -> Result<PciSlot, DeviceError> {
         let (rx, tx) = (vsock.rx_rate_limiter.as_ref(), vsock.tx_rate_limiter.as_ref());
         let device = Vsock::new(vsock.guest_cid, &vsock.uds_path, rx, tx)?;
-        let control = Arc::clone(device.control());
-        let slot = self.plug(Kind::Vsock, VSOCK_ID, Box::new(device))?;
-        self.vsock = Some(control);
-        Ok(slot)
+        let control = Control::Vsock(Arc::clone(device.control()));
+        self.plug(Kind::Vsock, VSOCK_ID, Box::new(device), control)
     }
 
     /// The socket device: what became of its streams, and its limits.
     pub fn vsock(&self) -> Result<&Arc<vsock::Control>, DeviceError> {
-        self.vsock.as_ref().ok_or_else(|| DeviceError::Unknown(Kind::Vsock, VSOCK_ID.to_owned()))
+        let (_, control) = self.control(Kind::Vsock, VSOCK_ID, |control| match control {
+            Control::Vsock(control) => Some(control),
+            _ => None,
+        })?;
+        Ok(control)
     }
 
     /// Plugs the random number device.
     pub fn plug_entropy(&mut self) -> Result<PciSlot, DeviceError> {
-        self.plug(Kind::Entropy, "entropy", Box::new(Rng::new()))
+        self.plug(Kind::Entropy, "entropy", Box::new(Rng::new()), Control::Nothing)
     }
 
     /// Plugs the balloon.
@@ -333,15 +333,17 @@ impl Devices {
             free_page_reporting: config.free_page_reporting,
         })
         .map_err(DeviceError::Balloon)?;
-        let control = Arc::clone(balloon.control());
-        let slot = self.plug(Kind::Balloon, BALLOON_ID, Box::new(balloon))?;
-        self.balloon = Some(control);
-        Ok(slot)
+        let control = Control::Balloon(Arc::clone(balloon.control()));
+        self.plug(Kind::Balloon, BALLOON_ID, Box::new(balloon), control)
     }
 
     /// The balloon's state.
     pub fn balloon(&self) -> Result<&Arc<balloon::Control>, DeviceError> {
-        self.balloon.as_ref().ok_or_else(|| DeviceError::Unknown(Kind::Balloon, BALLOON_ID.to_owned()))
+        let (_, control) = self.control(Kind::Balloon, BALLOON_ID, |control| match control {
+            Control::Balloon(control) => Some(control),
+            _ => None,
+        })?;
+        Ok(control)
     }
 
     /// Asks the guest to give back `amount_mib` of its `mem_size_mib`.
@@ -374,16 +376,17 @@ impl Devices {
         let reserve = Reserve::new(config.start, config.total_bytes, machine.huge_pages)?;
         let range = reserve.host_range();
         let device = Mem::new(config, reserve, ram.clone(), slots).map_err(DeviceError::Memory)?;
-        let control = Arc::clone(device.control());
-        let slot = self.plug(Kind::Memory, MEMORY_ID, Box::new(device))?;
-        self.mapped.push((slot, range));
-        self.memory = Some(control);
-        Ok(slot)
+        let control = Control::Memory(Arc::clone(device.control()), range);
+        self.plug(Kind::Memory, MEMORY_ID, Box::new(device), control)
     }
 
     /// The memory device's state.
     pub fn memory(&self) -> Result<&Arc<mem::Control>, DeviceError> {
-        self.memory.as_ref().ok_or_else(|| DeviceError::Unknown(Kind::Memory, MEMORY_ID.to_owned()))
+        let (_, control) = self.control(Kind::Memory, MEMORY_ID, |control| match control {
+            Control::Memory(control, _) => Some(control),
+            _ => None,
+        })?;
+        Ok(control)
     }
 
     /// Asks the guest to plug or unplug memory until it has so much.
@@ -414,10 +417,8 @@ impl Devices {
             start: self.free_address(u64::from(machine.mem_size_mib) << 20),
         };
         let device = Pmem::new(&config, slots)?;
-        let range = device.range();
-        let slot = self.plug(Kind::Pmem, &config.id, Box::new(device))?;
-        self.mapped.push((slot, range));
-        Ok(slot)
+        let control = Control::Pmem(device.range());
+        self.plug(Kind::Pmem, &config.id, Box::new(device), control)
     }
 
     /// Where the next device may have memory: never adjacent to what is there.
@@ -430,7 +431,10 @@ impl Devices {
 
     /// Mappings of guest memory that devices have brought.
     pub fn mapped(&self) -> impl Iterator<Item = HostRange> + '_ {
-        self.mapped.iter().map(|(_, range)| *range)
+        self.plugged.iter().filter_map(|device| match device.control {
+            Control::Memory(_, range) | Control::Pmem(range) => Some(range),
+            _ => None,
+        })
     }
 
     fn config_changed(&self, kind: Kind, id: &str) {
@@ -439,30 +443,38 @@ impl Devices {
         }
     }
 
+    /// What can be asked of a device, as `pick` takes it out, and where it is.
+    fn control<'a, T>(
+        &'a self,
+        kind: Kind,
+        id: &str,
+        pick: impl FnOnce(&'a Control) -> Option<&'a T>,
+    ) -> Result<(PciSlot, &'a T), DeviceError> {
+        self.find(kind, id)
+            .and_then(|device| Some((device.slot, pick(&device.control)?)))
+            .ok_or_else(|| DeviceError::Unknown(kind, id.to_owned()))
+    }
+
     /// Takes a device out of the bus. The guest should have let go of it before.
     pub fn unplug(&mut self, kind: Kind, id: &str) -> Result<(), DeviceError> {
         let at = self.plugged.iter().position(|device| device.kind == kind && device.id == id);
         let at = at.ok_or_else(|| DeviceError::Unknown(kind, id.to_owned()))?;
         let device = self.plugged.remove(at);
-        self.interfaces.retain(|(slot, _)| *slot != device.slot);
         self.root.unplug(device.slot);
-        self.mapped.retain(|(slot, _)| *slot != device.slot);
-        match kind {
-            Kind::Balloon => self.balloon = None,
-            Kind::Drive => drop(self.drives.remove(id)),
-            Kind::Vsock => self.vsock = None,
-            Kind::Memory => self.memory = None,
-            Kind::Console => self.console = None,
-            _ => {}
-        }
         Ok(())
     }
 
-    fn plug(&mut self, kind: Kind, id: &str, device: Box<dyn VirtioDevice>) -> Result<PciSlot, DeviceError> {
+    fn plug(
+        &mut self,
+        kind: Kind,
+        id: &str,
+        device: Box<dyn VirtioDevice>,
+        control: Control,
+    ) -> Result<PciSlot, DeviceError> {
         self.refuse_twice(kind, id)?;
         let counters = Arc::clone(device.counters());
         let slot = self.root.plug(id, device)?;
-        self.plugged.push(Plugged { kind, id: id.to_owned(), slot, counters });
+        self.plugged.push(Plugged { kind, id: id.to_owned(), slot, counters, control });
         Ok(slot)
     }
 
