@@ -400,6 +400,17 @@ pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// What `open` gives once a file is no longer `in_use`. A child that another test starts at that moment holds a file that was just
+/// closed, with its lock, until it executes its program.
+pub fn when_free<T, E: std::fmt::Debug>(in_use: impl Fn(&E) -> bool, open: impl Fn() -> Result<T, E>) -> T {
+    let mut opened = None;
+    wait_for("the file to be free", || {
+        opened = Some(open()).filter(|result| !result.as_ref().err().is_some_and(&in_use));
+        opened.is_some()
+    });
+    opened.unwrap().unwrap()
+}
+
 /// A part of a chain.
 #[derive(Debug, Clone, Copy)]
 pub struct Part {
