@@ -50,7 +50,7 @@ pub use agent::{AgentError, AgentErrorKind};
 pub use container::{Container, ContainerConfig, Exit, Process, ProcessStreams};
 pub use control::ControlError;
 pub use error::SandboxError;
-pub use hull_vmm::config::Drive;
+pub use hull_vmm::config::{Drive, MAX_DRIVE_ID_BYTES, is_identifier};
 pub use machine::Machine;
 pub use monitor::VmEnd;
 pub use runtime_dir::{RuntimeRoot, SandboxRecord};

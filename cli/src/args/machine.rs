@@ -3,6 +3,7 @@
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Subcommand};
 use hull_sandbox::parse::{Cpus, MemorySize};
+use hull_sandbox::{MAX_DRIVE_ID_BYTES, is_identifier};
 
 use super::run::{PidsLimit, cpus, memory_limit, pids_limit, vm_memory};
 
@@ -23,7 +24,7 @@ pub struct UpdateArgs {
     /// Processor time limit, in processors, such as 0.5
     #[arg(long, value_name = "NUMBER", allow_negative_numbers = true, value_parser = cpus)]
     pub cpus: Option<Cpus>,
-    /// Limit of processes; -1 for none
+    /// Limit of processes; 0 or -1 for none
     #[arg(long, value_name = "NUMBER", allow_negative_numbers = true, value_parser = pids_limit)]
     pub pids_limit: Option<PidsLimit>,
     /// Processors of the VM in use
@@ -91,9 +92,8 @@ pub struct DeviceLsArgs {
 
 /// What fits into the serial number of a virtio disk.
 fn drive_id(text: &str) -> Result<String, String> {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
-    match (1..=20).contains(&text.len()) && text.bytes().all(plain) {
+    match is_identifier(text, MAX_DRIVE_ID_BYTES) {
         true => Ok(text.into()),
-        false => Err("an identifier has 1 to 20 letters, digits, - and _".into()),
+        false => Err(format!("an identifier has 1 to {MAX_DRIVE_ID_BYTES} letters, digits, - and _")),
     }
 }

@@ -84,7 +84,7 @@ pub struct RunArgs {
     /// Processor time limit, in processors, such as 0.5
     #[arg(long, value_name = "NUMBER", allow_negative_numbers = true, value_parser = cpus, help_heading = "Limits")]
     pub cpus: Option<Cpus>,
-    /// Limit of processes; -1 for none
+    /// Limit of processes; 0 or -1 for none
     #[arg(long, value_name = "NUMBER", allow_negative_numbers = true, value_parser = pids_limit, help_heading = "Limits")]
     pub pids_limit: Option<PidsLimit>,
     /// Resource limit, such as nofile=1024:2048

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use hull_protocol::agent::{self, Empty, PlugDeviceRequest, UnplugDeviceRequest};
-use hull_vmm::config::{Drive, MacAddress, NetworkInterface, Share};
+use hull_vmm::config::{Drive, MacAddress, NetworkInterface, Share, is_identifier};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -227,8 +227,7 @@ fn made_up_address() -> Result<MacAddress, SandboxError> {
 
 /// The device's path in the control API. Its name becomes a part of it.
 fn resource(kind: DeviceKind, id: &str) -> Result<String, SandboxError> {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
-    if id.is_empty() || id.len() > MAX_NAME_BYTES || !id.bytes().all(plain) {
+    if !is_identifier(id, MAX_NAME_BYTES) {
         return Err(SandboxError::NoDevice { what: format!("{kind} {:?}", one_line(id, MAX_NAME_BYTES)) });
     }
     Ok(format!("{}/{id}", kind.path()))

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, RateLimiter, check, check_path};
+use super::{ConfigError, RateLimiter, check, check_identifier, check_path};
 
 /// Most drives: bus 0 has 31 slots, and three may be taken by console, vsock and entropy.
 pub const MAX_DRIVES: usize = 28;
@@ -88,9 +88,7 @@ pub(super) fn validate_all(drives: &[Drive]) -> Result<(), ConfigError> {
     for (index, drive) in drives.iter().enumerate() {
         let id = drive.drive_id.as_str();
         let field = format!("drives[{index}].drive_id");
-        let valid = (1..=MAX_DRIVE_ID_BYTES).contains(&id.len())
-            && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
-        check(valid, &field, &format!("must have 1 to {MAX_DRIVE_ID_BYTES} letters, digits, - or _"))?;
+        check_identifier(id, &field, MAX_DRIVE_ID_BYTES)?;
         check(ids.insert(id), &field, &format!("another drive is called {id} already"))?;
         let roots = drives.iter().take(index + 1).filter(|drive| drive.is_root_device).count();
         let field_root = format!("drives[{index}].is_root_device");

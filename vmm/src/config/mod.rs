@@ -195,6 +195,16 @@ fn check_path(path: &Path, field: &str, max_bytes: usize) -> Result<(), ConfigEr
     check(bytes.len() <= max_bytes, field, &format!("must have at most {max_bytes} bytes, not {}", bytes.len()))
 }
 
+/// Whether a name is one that devices have: 1 to `max_bytes` letters, digits, `-` and `_`.
+pub fn is_identifier(text: &str, max_bytes: usize) -> bool {
+    (1..=max_bytes).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+}
+
+fn check_identifier(text: &str, field: &str, max_bytes: usize) -> Result<(), ConfigError> {
+    check(is_identifier(text, max_bytes), field, &format!("must have 1 to {max_bytes} letters, digits, - or _"))
+}
+
 fn check(holds: bool, field: &str, problem: &str) -> Result<(), ConfigError> {
     if holds {
         return Ok(());

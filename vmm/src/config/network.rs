@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::{ConfigError, MAX_SOCKET_PATH_BYTES, RateLimiter, check, check_path};
+use super::{ConfigError, MAX_SOCKET_PATH_BYTES, RateLimiter, check, check_identifier, check_path};
 
 /// Most interfaces of one VM.
 pub const MAX_INTERFACES: usize = 16;
@@ -112,10 +112,7 @@ pub(super) fn validate_all(interfaces: &[NetworkInterface]) -> Result<(), Config
 impl NetworkInterface {
     fn validate(&self, index: usize) -> Result<(), ConfigError> {
         let field = |name: &str| format!("network-interfaces[{index}].{name}");
-        let id = self.iface_id.as_bytes();
-        let valid = (1..=MAX_IFACE_ID_BYTES).contains(&id.len())
-            && id.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
-        check(valid, &field("iface_id"), &format!("must have 1 to {MAX_IFACE_ID_BYTES} letters, digits, - or _"))?;
+        check_identifier(&self.iface_id, &field("iface_id"), MAX_IFACE_ID_BYTES)?;
         let backends =
             [self.host_dev_name.is_some(), self.tap_fd.is_some(), self.socket_path.is_some()].map(usize::from);
         check(

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, check, check_path};
+use super::{ConfigError, check, check_identifier, check_path};
 
 /// Most devices: bus 0 has 31 slots.
 const MAX_PMEM: usize = 24;
@@ -34,9 +34,7 @@ pub(super) fn validate_all(devices: &[Pmem]) -> Result<(), ConfigError> {
     for (index, device) in devices.iter().enumerate() {
         let id = device.id.as_str();
         let field = format!("pmem[{index}].id");
-        let valid = (1..=MAX_ID_BYTES).contains(&id.len())
-            && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
-        check(valid, &field, &format!("must have 1 to {MAX_ID_BYTES} letters, digits, - or _"))?;
+        check_identifier(id, &field, MAX_ID_BYTES)?;
         check(ids.insert(id), &field, &format!("another device is called {id} already"))?;
         check_path(&device.path_on_host, &format!("pmem[{index}].path_on_host"), libc::PATH_MAX as usize)?;
     }
