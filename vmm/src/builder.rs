@@ -98,8 +98,9 @@ pub fn build(config: &VmConfig, end: &Arc<EndSignal>, mut on_phase: impl FnMut(B
 
     let ram_bytes = u64::from(config.machine_config.mem_size_mib) << 20;
     let ram = memory::create_ram(ram_bytes, config.machine_config.huge_pages)?;
-    for range in memory::host_ranges(&ram.memory()) {
-        kvm.add_memory(range)?;
+    let mut guest_memory = memory::host_ranges(&ram.memory());
+    for range in &guest_memory {
+        kvm.add_memory(*range)?;
     }
     on_phase(BootPhase::MemoryReady);
 
@@ -116,11 +117,11 @@ pub fn build(config: &VmConfig, end: &Arc<EndSignal>, mut on_phase: impl FnMut(B
         console,
         gate: Gate::new(),
     });
-    let mut guest_memory = memory::host_ranges(&ram.memory());
     guest_memory.extend(devices.mapped());
-    check_address_space(&system.supported_cpuid()?, &guest_memory)?;
+    let supported = system.supported_cpuid()?;
+    check_address_space(&supported, &guest_memory)?;
     let resident = ResidentMemory::new(guest_memory).map_err(host("/proc/self/smaps"))?;
-    let vcpus = start_vcpus(&system, &kvm, vcpu_count, &kernel, &context)?;
+    let vcpus = start_vcpus(&system, &supported, &kvm, vcpu_count, &kernel, &context)?;
     Ok(Vm::new(kvm, context, vcpus, devices, config.machine_config.mem_size_mib, resident))
 }
 
@@ -242,19 +243,19 @@ fn mmio(devices: &Arc<PciRoot>) -> Result<Bus, BuildError> {
 
 fn start_vcpus(
     system: &System,
+    supported: &CpuId,
     kvm: &KvmVm,
     count: u8,
     kernel: &LoadedKernel,
     context: &Arc<VcpuContext>,
 ) -> Result<Vec<VcpuThread>, BuildError> {
     install_kick_handler().map_err(host("a signal handler"))?;
-    let supported = system.supported_cpuid()?;
     let tsc_deadline = system.has_tsc_deadline_timer();
     let mut threads = Vec::with_capacity(usize::from(count));
     for id in 0..count {
         let thread = kvm.create_vcpu(id).map_err(BuildError::from).and_then(|vcpu| {
             let topology = Topology { id: u32::from(id), count: u32::from(count) };
-            set_up_vcpu(&vcpu, &supported, topology, tsc_deadline, kernel)?;
+            set_up_vcpu(&vcpu, supported, topology, tsc_deadline, kernel)?;
             VcpuThread::spawn(id, vcpu, context.clone()).map_err(host("a vCPU thread"))
         });
         match thread {

@@ -25,7 +25,9 @@ pub trait VirtioDevice: Send {
 
     /// Feature bits offered, without those of the transport and the ring (`VIRTIO_F_VERSION_1`,
     /// `VIRTIO_F_RING_INDIRECT_DESC`, `VIRTIO_F_RING_EVENT_IDX`), which the transport adds.
-    fn device_features(&self) -> u64;
+    fn device_features(&self) -> u64 {
+        0
+    }
 
     /// Number of interrupt vectors offered: by default one for configuration changes and one for each queue. Fewer save
     /// exits when the driver starts: Linux then uses the first for configuration changes and the second for all queues.

@@ -41,10 +41,6 @@ impl VirtioDevice for Rng {
         QUEUE_SIZES
     }
 
-    fn device_features(&self) -> u64 {
-        0
-    }
-
     fn counters(&self) -> &Arc<Counters> {
         &self.counters
     }

@@ -83,10 +83,6 @@ impl VirtioDevice for Share {
         QUEUE_SIZES
     }
 
-    fn device_features(&self) -> u64 {
-        0
-    }
-
     fn counters(&self) -> &Arc<Counters> {
         &self.counters
     }

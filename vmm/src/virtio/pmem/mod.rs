@@ -121,10 +121,6 @@ impl VirtioDevice for Pmem {
         QUEUE_SIZES
     }
 
-    fn device_features(&self) -> u64 {
-        0
-    }
-
     fn counters(&self) -> &Arc<Counters> {
         &self.counters
     }

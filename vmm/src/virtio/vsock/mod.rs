@@ -105,10 +105,6 @@ impl VirtioDevice for Vsock {
         QUEUE_SIZES
     }
 
-    fn device_features(&self) -> u64 {
-        0
-    }
-
     fn msix_vectors(&self) -> u16 {
         2
     }
