@@ -16,7 +16,7 @@ mod token;
 pub use token::{Token, TokenError};
 
 /// Version of the service definition. Host and agent must agree: both come from one build.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 
 /// Context identifier of the host in AF_VSOCK.
 pub const HOST_CID: u32 = 2;
@@ -32,6 +32,15 @@ pub const READY_PORT: u32 = 1024;
 
 /// Host port for the standard streams of processes.
 pub const STREAM_PORT: u32 = 1025;
+
+/// Tag of the sandbox's shared directory, where the file systems of its containers appear (virtio-fs).
+pub const SHARE_TAG: &str = "hull";
+
+/// Where the guest mounts the sandbox's shared directory.
+pub const SHARED_DIR: &str = "/run/hull/shared";
+
+/// Where the guest mounts the memory that all containers of the sandbox share (`/dev/shm`).
+pub const SHM_DIR: &str = "/run/hull/shm";
 
 /// Upper bound for one ttrpc message in either direction, in bytes.
 pub const MAX_MESSAGE_BYTES: usize = 4 << 20;
