@@ -17,7 +17,7 @@ programs := hull hull-vmm
 # Images for tests and the demonstration: made outside the clone, so that a fresh clone finds them.
 images := $(cache)/images
 scripts := tests/*.sh tests/images/*.sh tests/testbed/run tests/testbed/selftest.sh \
-	kernel-config/*.sh rootfs/*.sh bench/run.sh bench/devices.sh bench/fs.sh fuzz/run.sh .ci/run
+	kernel-config/*.sh rootfs/*.sh bench/*.sh fuzz/run.sh .ci/run
 
 export CARGO
 export HULL_TEST_IMAGES ?= $(images)
@@ -78,9 +78,10 @@ soak: build images ## The end-to-end tests with HULL_SOAK (50) times as many VMs
 	HULL_SOAK=$(or $(HULL_SOAK),50) HULL_E2E_TIMEOUT=14400 tests/e2e.sh
 
 .PHONY: bench
-bench: build ## Measure boots and block devices against QEMU; results in bench/results
-	tests/run.sh --share bench/results bench/run.sh
-	tests/run.sh --timeout 3600 --share bench/results bench/devices.sh
+bench: build ## Measure boots and devices against QEMU; results in bench/results
+	$(CARGO) build --release --locked -p hull-tests --bins
+	tests/run.sh --timeout 3600 --share bench/results --icount bench/run.sh
+	for part in devices fs streams; do tests/run.sh --timeout 3600 --share bench/results --icount bench/$$part.sh; done
 
 .PHONY: lint
 lint: setup ## Format, clippy, shellcheck

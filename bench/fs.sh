@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Work that a shared directory costs: Hull's device, and QEMU with the virtiofsd of QEMU 7.2 in a process of its own. The same
-# kernel and guest program, one vCPU, 256 MiB. Prints a table; it belongs into results/fs.txt.
-#   tests/run.sh bench/fs.sh        after make, and cargo build --release -p hull-tests --bins
-# Exits are KVM's count for the VM (debugfs), interrupts the guest's own for the device.
+# kernel and guest program, one vCPU, 256 MiB. Prints a table; see steps.sh. Called by `make bench`.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
-build=$here/../build
+# shellcheck source-path=SCRIPTDIR source=steps.sh
+. "$here/steps.sh"
+build=${HULL_PREFIX:-$here/../build}
 program=$here/../target/x86_64-unknown-linux-gnu/release/share-guest
 dir=$(mktemp -d /tmp/fs-bench.XXXXXX)
 children=()
@@ -34,29 +34,7 @@ INIT
 chmod 755 "$dir/root/init"
 (cd "$dir/root" && find . | cpio -o -H newc --quiet) >"$dir/initramfs"
 
-exits() { cat /sys/kernel/debug/kvm/"$1"-*/exits 2>/dev/null || echo 0; }
-
-# watch NAME PID CONSOLE: a line for each step of the guest's.
-watch() {
-  local seen=0 last=0 now lines line tries=0
-  while kill -0 "$2" 2>/dev/null && [ "$tries" -lt 3000 ]; do
-    tries=$((tries + 1))
-    lines=$(tr -d '\r' <"$3" 2>/dev/null | grep -c '^bench .* [0-9]* [0-9]*$' || true)
-    if [ "$lines" -gt "$seen" ]; then
-      now=$(exits "$2")
-      line=$(tr -d '\r' <"$3" | grep '^bench ' | sed -n "${lines}p")
-      # shellcheck disable=SC2086 # words of the line
-      set -- "$1" "$2" "$3" $line
-      [ "$seen" = 0 ] || printf '%-26s %-10s %6s %8s %8s %10s\n' "$1" "$5" "$6" "$7" "$((now - last))" "$8"
-      set -- "$1" "$2" "$3"
-      seen=$lines last=$now
-    fi
-    sleep 0.2
-  done
-  [ "$seen" -ge 6 ] || { echo "$1: only $seen steps:"; tail -n 20 "$3"; }
-}
-
-printf '%-26s %-10s %6s %8s %8s %10s\n' monitor step count ms exits interrupts
+header ms "${TESTBED_SHARE:-$here/results}/fs.txt"
 for cache in auto never; do
   cat >"$dir/vm.json" <<JSON
 { "boot-source": { "kernel_image_path": "$build/lib/hull/vmlinux", "initrd_path": "$dir/initramfs", "boot_args": "" },
@@ -65,7 +43,7 @@ for cache in auto never; do
 JSON
   "$build/bin/hull-vmm" run --id bench --config "$dir/vm.json" >"$dir/hull-out" 2>&1 &
   children+=($!)
-  watch "hull cache=$cache" $! "$dir/hull-$cache"
+  watch "hull cache=$cache" $! "$dir/hull-$cache" 6
 
   qemu_cache=$cache
   [ "$cache" = auto ] || qemu_cache=none
@@ -78,6 +56,6 @@ JSON
     -device virtconsole,chardev=c -chardev "socket,id=f,path=$dir/fs-$cache" \
     -device vhost-user-fs-pci,chardev=f,tag=data,queue-size=512 >"$dir/qemu-out" 2>&1 &
   children+=($!)
-  watch "qemu+virtiofsd cache=$cache" $! "$dir/qemu-$cache"
+  watch "qemu+virtiofsd cache=$cache" $! "$dir/qemu-$cache" 6
   tail -n 3 "$dir/qemu-out" "$dir/fsd-$cache" >&2
 done
