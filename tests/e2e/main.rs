@@ -29,6 +29,7 @@ mod machine;
 mod memory;
 mod monitor;
 mod network;
+mod pmem;
 mod process;
 mod registry;
 mod share;

@@ -91,6 +91,12 @@ fn errors_name_the_field() {
             "pmem",
             "only one",
         ),
+        (
+            r#""pmem": [{"id": "a", "path_on_host": "/x", "root_device": true}],
+                "drives": [{"drive_id": "b", "path_on_host": "/y", "is_root_device": true}]"#,
+            "pmem",
+            "a drive is the root device already",
+        ),
         (r#""nonsense": 1"#, "nonsense", "unknown field"),
         (r#""vsock": {"guest_cid": 2, "uds_path": "/v"}"#, "vsock.guest_cid", "at least 3"),
         (r#""vsock": {"guest_cid": 3, "uds_path": ""}"#, "vsock.uds_path", "empty"),

@@ -173,7 +173,7 @@ impl VmConfig {
             self.boot_source.validate()?;
         }
         self.machine_config.validate()?;
-        pmem::validate_all(&self.pmem)?;
+        pmem::validate_all(&self.pmem, &self.drives)?;
         drive::validate_all(&self.drives)?;
         self.balloon.as_ref().map_or(Ok(()), |balloon| balloon.validate(self.machine_config.mem_size_mib))?;
         network::validate_all(&self.network_interfaces)?;

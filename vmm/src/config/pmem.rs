@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, check, check_identifier, check_path};
+use super::{ConfigError, Drive, check, check_identifier, check_path};
 
 /// Most devices: bus 0 has 31 slots.
 const MAX_PMEM: usize = 24;
@@ -28,7 +28,7 @@ pub struct Pmem {
     pub read_only: bool,
 }
 
-pub(super) fn validate_all(devices: &[Pmem]) -> Result<(), ConfigError> {
+pub(super) fn validate_all(devices: &[Pmem], drives: &[Drive]) -> Result<(), ConfigError> {
     check(devices.len() <= MAX_PMEM, "pmem", &format!("at most {MAX_PMEM} are possible, not {}", devices.len()))?;
     let mut ids = HashSet::new();
     for (index, device) in devices.iter().enumerate() {
@@ -39,5 +39,7 @@ pub(super) fn validate_all(devices: &[Pmem]) -> Result<(), ConfigError> {
         check_path(&device.path_on_host, &format!("pmem[{index}].path_on_host"), libc::PATH_MAX as usize)?;
     }
     let roots = devices.iter().filter(|device| device.root_device).count();
-    check(roots <= 1, "pmem", "only one can be the root device")
+    check(roots <= 1, "pmem", "only one can be the root device")?;
+    let other = drives.iter().any(|drive| drive.is_root_device);
+    check(roots == 0 || !other, "pmem", "a drive is the root device already")
 }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::fault::{self, Fault};
 use super::http::Response;
-use super::resources::{Item, check_id, without_prefix};
+use super::resources::{Hotplug, Item, check_id, without_prefix};
 use super::routes::{Answer, Call};
 use crate::config::{NetworkInterface, RateLimiter};
 use crate::devices::DeviceError;

@@ -1,6 +1,6 @@
 //! The parts of a configuration: set before the start, devices also plugged and unplugged later.
 //!
-//! A new device is an implementation of [`Single`] or [`Item`] here, and its rows in the table of routes.
+//! A new device is an implementation of [`Single`], or of [`Item`] and perhaps [`Hotplug`] here, and its rows in the table of routes.
 
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -9,9 +9,11 @@ use super::fault::{self, Fault};
 use super::http::Response;
 use super::routes::{Answer, Call, printable};
 use crate::config::{
-    Balloon, BootSource, ConfigError, Console, Drive, Entropy, MemoryHotplug, NetworkInterface, Share, VmConfig, Vsock,
+    Balloon, BootSource, ConfigError, Console, Drive, Entropy, MemoryHotplug, NetworkInterface, Pmem, Share, VmConfig,
+    Vsock,
 };
 use crate::devices::{DeviceError, Kind};
+use crate::instance::Instance;
 use crate::pci::PciSlot;
 use crate::vm::Vm;
 
@@ -86,14 +88,18 @@ impl Single for MemoryHotplug {
 pub(super) trait Item: DeserializeOwned + Clone {
     /// Name of their list in the configuration.
     const LIST: &'static str;
-    /// What they are on the bus.
-    const KIND: Kind;
 
     /// Its name.
     fn id(&self) -> &str;
 
     /// All of the configuration.
     fn list(config: &mut VmConfig) -> &mut Vec<Self>;
+}
+
+/// An [`Item`] that a running VM can get and lose.
+pub(super) trait Hotplug: Item {
+    /// What they are on the bus.
+    const KIND: Kind;
 
     /// Plugs it.
     fn plug(&self, vm: &mut Vm) -> Result<PciSlot, DeviceError>;
@@ -106,7 +112,6 @@ pub(super) trait Item: DeserializeOwned + Clone {
 
 impl Item for Drive {
     const LIST: &'static str = "drives";
-    const KIND: Kind = Kind::Drive;
 
     fn id(&self) -> &str {
         &self.drive_id
@@ -115,6 +120,10 @@ impl Item for Drive {
     fn list(config: &mut VmConfig) -> &mut Vec<Self> {
         &mut config.drives
     }
+}
+
+impl Hotplug for Drive {
+    const KIND: Kind = Kind::Drive;
 
     fn plug(&self, vm: &mut Vm) -> Result<PciSlot, DeviceError> {
         vm.devices_mut().plug_drive(self)
@@ -130,7 +139,6 @@ impl Item for Drive {
 
 impl Item for NetworkInterface {
     const LIST: &'static str = "network-interfaces";
-    const KIND: Kind = Kind::Network;
 
     fn id(&self) -> &str {
         &self.iface_id
@@ -139,6 +147,10 @@ impl Item for NetworkInterface {
     fn list(config: &mut VmConfig) -> &mut Vec<Self> {
         &mut config.network_interfaces
     }
+}
+
+impl Hotplug for NetworkInterface {
+    const KIND: Kind = Kind::Network;
 
     fn plug(&self, vm: &mut Vm) -> Result<PciSlot, DeviceError> {
         let vcpus = vm.vcpu_count().try_into().unwrap_or(u8::MAX);
@@ -148,7 +160,6 @@ impl Item for NetworkInterface {
 
 impl Item for Share {
     const LIST: &'static str = "shares";
-    const KIND: Kind = Kind::Share;
 
     fn id(&self) -> &str {
         &self.tag
@@ -157,9 +168,25 @@ impl Item for Share {
     fn list(config: &mut VmConfig) -> &mut Vec<Self> {
         &mut config.shares
     }
+}
+
+impl Hotplug for Share {
+    const KIND: Kind = Kind::Share;
 
     fn plug(&self, vm: &mut Vm) -> Result<PciSlot, DeviceError> {
         vm.devices_mut().plug_share(self)
+    }
+}
+
+impl Item for Pmem {
+    const LIST: &'static str = "pmem";
+
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn list(config: &mut VmConfig) -> &mut Vec<Self> {
+        &mut config.pmem
     }
 }
 
@@ -175,28 +202,27 @@ pub(super) fn put_single<T: Single>(call: Call<'_>) -> Answer {
     Ok(Response::done())
 }
 
-/// PUT of an [`Item`]: a new one or a new version of the one with this name; in a running VM a new one is plugged.
-pub(super) fn put_item<T: Item>(call: Call<'_>) -> Answer {
+/// PUT of an [`Item`] that can't be plugged: a new one or a new version of the one with this name, before the start only.
+pub(super) fn put_item_before_start<T: Item>(call: Call<'_>) -> Answer {
+    if call.instance.vm().is_some() {
+        return Err(Fault::after_start());
+    }
     let item: T = fault::parse(call.body)?;
     check_id(call.id, item.id())?;
-    let running = call.instance.vm().is_some();
-    let mut index = 0;
-    let mut exists = false;
-    let config = call.instance.with_change(|config| {
-        let list = T::list(config);
-        index = list.iter().position(|other| other.id() == item.id()).unwrap_or(list.len());
-        match list.get_mut(index) {
-            Some(other) => {
-                exists = true;
-                *other = item.clone();
-            }
-            None => list.push(item.clone()),
-        }
-    });
-    if running && exists {
+    let Changed { config, .. } = with_item(call.instance, &item);
+    call.instance.set_config(config?);
+    Ok(Response::done())
+}
+
+/// PUT of a [`Hotplug`]: a new one or a new version of the one with this name; in a running VM a new one is plugged.
+pub(super) fn put_item<T: Hotplug>(call: Call<'_>) -> Answer {
+    let item: T = fault::parse(call.body)?;
+    check_id(call.id, item.id())?;
+    let Changed { config, exists } = with_item(call.instance, &item);
+    if call.instance.vm().is_some() && exists {
         return Err(Fault::conflict(format!("There is a {} {} already; delete it first", T::KIND, printable(call.id))));
     }
-    let config = config.map_err(|error| without_prefix(error, &format!("{}[{index}].", T::LIST)))?;
+    let config = config?;
     let Some(vm) = call.instance.vm_mut() else {
         call.instance.set_config(config);
         return Ok(Response::done());
@@ -208,8 +234,32 @@ pub(super) fn put_item<T: Item>(call: Call<'_>) -> Answer {
     Ok(Response::ok(json!({ "pci_address": slot.to_string() })))
 }
 
-/// DELETE of an [`Item`]: out of the configuration, and out of a running VM if its driver has let go of it, or with `?force=true`.
-pub(super) fn delete_item<T: Item>(call: Call<'_>) -> Answer {
+/// A configuration with another item.
+struct Changed {
+    /// If it is valid.
+    config: Result<VmConfig, ConfigError>,
+    /// There was one of the same name, which is replaced.
+    exists: bool,
+}
+
+fn with_item<T: Item>(instance: &Instance, item: &T) -> Changed {
+    let (mut index, mut exists) = (0, false);
+    let config = instance.with_change(|config| {
+        let list = T::list(config);
+        index = list.iter().position(|other| other.id() == item.id()).unwrap_or(list.len());
+        match list.get_mut(index) {
+            Some(other) => {
+                exists = true;
+                *other = item.clone();
+            }
+            None => list.push(item.clone()),
+        }
+    });
+    Changed { config: config.map_err(|error| without_prefix(error, &format!("{}[{index}].", T::LIST))), exists }
+}
+
+/// DELETE of a [`Hotplug`]: out of the configuration, and out of a running VM if its driver has let go of it, or with `?force=true`.
+pub(super) fn delete_item<T: Hotplug>(call: Call<'_>) -> Answer {
     let mut found = false;
     let config = call.instance.with_change(|config| {
         T::list(config).retain(|item| item.id() != call.id);

@@ -6,7 +6,9 @@ use std::rc::Rc;
 use super::fault::Fault;
 use super::http::{Request, Response};
 use super::{console, drives, machine, memory, network, output, resources, sockets};
-use crate::config::{Balloon, BootSource, Console, Drive, Entropy, MemoryHotplug, NetworkInterface, Share, Vsock};
+use crate::config::{
+    Balloon, BootSource, Console, Drive, Entropy, MemoryHotplug, NetworkInterface, Pmem, Share, Vsock,
+};
 use crate::instance::Instance;
 
 /// What the routes work on.
@@ -79,6 +81,7 @@ pub(super) const ROUTES: &[Route] = &[
     get("/hotplug/memory", memory::get_memory),
     put("/hotplug/memory", resources::put_single::<MemoryHotplug>),
     patch("/hotplug/memory", memory::patch_memory),
+    put("/pmem/{id}", resources::put_item_before_start::<Pmem>),
     put("/drives/{drive_id}", resources::put_item::<Drive>),
     patch("/drives/{drive_id}", drives::patch_drive),
     delete("/drives/{drive_id}", resources::delete_item::<Drive>),

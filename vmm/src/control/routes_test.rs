@@ -197,12 +197,15 @@ fn a_configuration_grows_and_can_be_saved() {
     bench.ok("PUT", "/drives/a", json!({ "drive_id": "a", "path_on_host": "/1", "is_root_device": true }));
     bench.ok("PUT", "/drives/b", json!({ "drive_id": "b", "path_on_host": "/2" }));
     bench.ok("PUT", "/drives/a", json!({ "drive_id": "a", "path_on_host": "/3", "is_read_only": true }));
+    bench.ok("PUT", "/pmem/p", json!({ "id": "p", "path_on_host": "/1" }));
+    bench.ok("PUT", "/pmem/p", json!({ "id": "p", "path_on_host": "/2", "read_only": true }));
     bench.ok("PUT", "/vsock", json!({ "guest_cid": 3, "uds_path": "/v", "vsock_id": "x" }));
     bench.ok("PUT", "/entropy", json!({}));
     bench.ok("PUT", "/console", json!({ "to_stderr": false }));
     let saved = bench.ok("GET", "/vm/config", json!({}));
     assert_eq!(saved["drives"][0]["path_on_host"], "/3", "a second PUT replaces the first");
     assert_eq!(saved["drives"][1]["drive_id"], "b");
+    assert_eq!(saved["pmem"], json!([{ "id": "p", "path_on_host": "/2", "root_device": false, "read_only": true }]));
     let config = VmConfig::from_json(saved.to_string().as_bytes()).unwrap();
     assert_eq!(config, *bench.api.borrow().config());
     bench.ok("DELETE", "/drives/a", json!({}));
@@ -233,6 +236,8 @@ fn errors_name_the_field_as_the_client_sees_it() {
         ("/drives/a.b", json!({ "drive_id": "a.b", "path_on_host": "/x" }), "Field drive_id"),
         ("/vsock", json!({ "guest_cid": 2, "uds_path": "/v" }), "Field guest_cid"),
         ("/vsock", json!({ "guest_cid": 3, "uds_path": "" }), "Field uds_path"),
+        ("/pmem/a", json!({ "id": "b", "path_on_host": "/x" }), "does not match"),
+        ("/pmem/a", json!({ "id": "a", "path_on_host": "" }), "Field path_on_host: must not be empty"),
         ("/entropy", json!({ "x": 1 }), "unknown field `x`"),
         ("/console", json!({ "log_path": "" }), "Field log_path"),
         ("/logger", json!({ "show_log_origin": true }), "Field show_log_origin"),
@@ -299,6 +304,7 @@ fn what_is_for_the_start_is_refused_after_it() {
         ("PUT", "/vsock", json!({ "guest_cid": 3, "uds_path": "/v" })),
         ("PUT", "/entropy", json!({})),
         ("PUT", "/console", json!({})),
+        ("PUT", "/pmem/p", json!({ "id": "p", "path_on_host": "/p" })),
         ("PUT", "/logger", json!({})),
         ("PUT", "/metrics", json!({ "metrics_path": "/m" })),
     ] {
