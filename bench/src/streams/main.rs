@@ -19,7 +19,8 @@ const BLOCK_BYTES: usize = 64 << 10;
 const MESSAGE_BYTES: usize = 64;
 /// Time for the host to read its counters before the next step.
 const GAP: Duration = Duration::from_secs(3);
-const USAGE: &str = "usage: bench-streams serve|drive ENDPOINT, where it is tcp:ADDRESS:PORT, vsock:CID:PORT or unix:PATH";
+const USAGE: &str =
+    "usage: bench-streams serve|drive ENDPOINT, where it is tcp:ADDRESS:PORT, vsock:CID:PORT or unix:PATH";
 
 /// What a connection is for; its first byte.
 #[derive(Clone, Copy)]
@@ -120,6 +121,7 @@ fn report(what: &str, count: u64, act: impl FnOnce() -> Result<()>) -> Result<()
 fn interrupts() -> Result<u64> {
     let table = fs::read_to_string("/proc/interrupts")?;
     let ours = |line: &&str| ["-input", "-output", "-rx", "-tx"].iter().any(|queue| line.contains(queue));
-    let counts = |line: &str| -> u64 { line.split_whitespace().skip(1).map_while(|word| word.parse::<u64>().ok()).sum() };
+    let counts =
+        |line: &str| -> u64 { line.split_whitespace().skip(1).map_while(|word| word.parse::<u64>().ok()).sum() };
     Ok(table.lines().filter(ours).map(counts).sum())
 }
