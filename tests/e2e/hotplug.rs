@@ -145,15 +145,15 @@ fn limits_change_and_the_vm_follows_them() {
         n=\"$(cat memory.max) $(cat cpu.max) $(cat pids.max)\"; [ \"$n\" = \"$m\" ] || echo \"limits $n\"; m=$n; sleep 0.2; done";
     let running = start(&hull, &["--max-vcpus", "2", "--memory", "64m"], watch);
     wait_for("the first limits", || running.stdout().contains("limits 67108864 max 100000"));
-    hull.hull(["update", "--memory", "48m", "--cpus", "1.5", "--pids-limit", "77", "web"]).ok();
-    wait_for("the new limits", || running.stdout().ends_with("limits 50331648 150000 100000 77\n"));
+    hull.hull(["update", "--memory", "48m", "--cpus", "0.5", "--vcpus", "2", "--pids-limit", "77", "web"]).ok();
+    wait_for("the new limits", || running.stdout().ends_with("limits 50331648 50000 100000 77\n"));
     let listed: Value = serde_json::from_str(&hull.hull(["ps", "--json"]).ok()).unwrap();
     assert_eq!(listed[0]["vcpus"], 2);
     // All or nothing: this VM has no third processor.
     let both = hull.hull(["update", "--memory", "40m", "--vcpus", "3", "web"]);
     both.fails(125, &["at most 2 processors"]);
     hull.hull(["update", "web"]).fails(125, &["nothing to update"]);
-    assert!(running.stdout().ends_with("limits 50331648 150000 100000 77\n"));
+    assert!(running.stdout().ends_with("limits 50331648 50000 100000 77\n"));
     running.signal(nix::sys::signal::Signal::SIGTERM);
     running.finish();
 }

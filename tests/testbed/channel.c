@@ -13,7 +13,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <glob.h>
-#include <linux/kvm.h>
 #include <poll.h>
 #include <pty.h>
 #include <signal.h>
@@ -195,17 +194,6 @@ static int host(int argc, char **argv) {
 
 // --------------------------------------------------------------------------------------------------------- guest --
 
-// KVM patches running kernel code when the first VM is made and when the last one goes; under multi-threaded TCG that
-// crashes the machine sooner or later. One VM held open for ever keeps it from happening more than once.
-static void hold_a_vm(void) {
-  int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
-  int vm = ioctl(kvm, KVM_CREATE_VM, 0);
-  if (vm < 0) { fprintf(stderr, "testbed: no usable /dev/kvm: %s\n", strerror(errno)); return; }
-  fcntl(vm, F_SETFD, FD_CLOEXEC);
-  ioctl(vm, KVM_CREATE_IRQCHIP, 0);
-  fcntl(ioctl(vm, KVM_CREATE_VCPU, 0), F_SETFD, FD_CLOEXEC);
-}
-
 static char *words[4096], *variables[4096], *directory;
 
 static void receive_command(int channel, int *tty) {
@@ -269,7 +257,6 @@ static void guest(void) {
   struct sigaction action = {.sa_handler = on_child};
   sigaction(SIGCHLD, &action, NULL);
   signal(SIGPIPE, SIG_IGN);
-  hold_a_vm();
   send_frame(channel, HELLO, "", 0);
   receive_command(channel, &tty);
 
