@@ -1,6 +1,6 @@
 //! Containers of a sandbox and their processes.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hull_protocol::agent::{
@@ -13,9 +13,11 @@ use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use crate::agent::{CALL_TIMEOUT, CREATE_TIMEOUT};
+use crate::agent::{AgentErrorKind, CALL_TIMEOUT, CREATE_TIMEOUT};
+use crate::bundle::{self, BundleContainer, BundleRoot};
 use crate::error::SandboxError;
 use crate::sandbox::{Sandbox, Shared};
+use crate::shared_dir::{BindMount, ContainerMounts, ROOTFS};
 use crate::token_gate::Pending;
 
 /// How long the agent may take to connect the streams of a process that it has made.
@@ -104,6 +106,8 @@ pub struct ProcessStreams {
 /// A container that was created.
 pub struct Container {
     init: Process,
+    /// The host's mounts for a bundle.
+    mounts: Arc<Mutex<Option<ContainerMounts>>>,
 }
 
 /// A process in a container.
@@ -117,10 +121,8 @@ pub struct Process {
 impl Sandbox {
     /// Makes a container whose process waits for [`Container::start`].
     pub async fn create_container(&self, config: ContainerConfig) -> Result<(Container, ProcessStreams), SandboxError> {
-        let shared = self.shared();
-        let expected = ExpectedStreams::new(shared, config.io)?;
         let request = CreateContainerRequest {
-            container_id: config.id.clone(),
+            container_id: config.id,
             oci_spec_json: config.spec_json.into_bytes(),
             rootfs: MessageField::some(RootFilesystem {
                 image_serial: config.image_serial,
@@ -128,19 +130,70 @@ impl Sandbox {
                 read_only: config.read_only,
                 ..Default::default()
             }),
-            streams: MessageField::some(expected.message()),
-            terminal_size: config.io.terminal.map(TerminalSize::message).into(),
             user: config.user,
             use_init: config.use_init,
             files: config.files.into_iter().map(injected).collect(),
             ..Default::default()
         };
+        self.request_container(request, config.io, None).await
+    }
+
+    /// Makes a container of a bundle of the host, whose process waits for [`Container::start`]. Its file systems are mounted in
+    /// the sandbox's shared directory until [`Container::delete`].
+    pub async fn create_bundle(&self, bundle: BundleContainer) -> Result<(Container, ProcessStreams), SandboxError> {
+        let BundleContainer { id, spec, root, io } = bundle;
+        if self.shared().directory.is_none() {
+            return Err(SandboxError::NothingShared);
+        }
+        let translated = bundle::translate(&id, spec, io.terminal.is_some())?;
+        let oci_spec_json = serde_json::to_vec(&translated.spec).map_err(SandboxError::Specification)?;
+        let mounts = self.mount(id.clone(), root, translated.binds).await?;
+        let request = CreateContainerRequest {
+            rootfs: MessageField::some(RootFilesystem {
+                shared_path: format!("{id}/{ROOTFS}"),
+                read_only: translated.read_only,
+                ..Default::default()
+            }),
+            container_id: id,
+            oci_spec_json,
+            sandbox_pid_namespace: translated.sandbox_pid_namespace,
+            ..Default::default()
+        };
+        self.request_container(request, io, Some(mounts)).await
+    }
+
+    /// Mounts in a thread, because a file system may take its time.
+    async fn mount(
+        &self,
+        id: String,
+        root: BundleRoot,
+        binds: Vec<BindMount>,
+    ) -> Result<ContainerMounts, SandboxError> {
+        let shared = Arc::clone(self.shared());
+        let work = move || match &shared.directory {
+            Some(directory) => Ok(directory.mount_container(&id, &root, &binds)?),
+            None => Err(SandboxError::NothingShared),
+        };
+        let mounted = tokio::task::spawn_blocking(work).await;
+        mounted.unwrap_or_else(|_| Err(SandboxError::Nonsense("mounting")))
+    }
+
+    async fn request_container(
+        &self,
+        mut request: CreateContainerRequest,
+        io: ProcessIo,
+        mounts: Option<ContainerMounts>,
+    ) -> Result<(Container, ProcessStreams), SandboxError> {
+        let shared = self.shared();
+        let expected = ExpectedStreams::new(shared, io)?;
+        request.streams = MessageField::some(expected.message());
+        request.terminal_size = io.terminal.map(TerminalSize::message).into();
         let context = ttrpc::context::with_duration(CREATE_TIMEOUT);
         shared.call("CreateContainer", CREATE_TIMEOUT, shared.agent.create_container(context, &request)).await?;
         shared.timeline.mark("container created");
         let streams = expected.connected(shared).await?;
-        let init = Process { shared: Arc::clone(shared), container_id: config.id, exec_id: String::new() };
-        Ok((Container { init }, streams))
+        let init = Process { shared: Arc::clone(shared), container_id: request.container_id, exec_id: String::new() };
+        Ok((Container { init, mounts: Arc::new(Mutex::new(mounts)) }, streams))
     }
 }
 
@@ -198,9 +251,20 @@ impl Container {
         shared.call("ContainerStats", CALL_TIMEOUT, stats).await
     }
 
-    /// Removes it; with `force` also if it runs.
+    /// Removes it; with `force` also if it runs. What was mounted for it on the host goes too, also if its VM has ended.
     pub async fn delete(&self, force: bool) -> Result<(), SandboxError> {
-        self.init.delete(force).await
+        let deleted = match self.init.delete(force).await {
+            Err(error) if !matches!(error, SandboxError::VmEnded(_)) && !is_gone(&error) => return Err(error),
+            deleted => deleted,
+        };
+        let mounts = Arc::clone(&self.mounts);
+        let work = move || {
+            let mut mounts = mounts.lock().unwrap_or_else(PoisonError::into_inner);
+            mounts.as_mut().map_or(Ok(()), ContainerMounts::remove)
+        };
+        let removed = tokio::task::spawn_blocking(work).await;
+        removed.unwrap_or(Ok(()))?;
+        deleted
     }
 }
 
@@ -273,6 +337,11 @@ impl Process {
         self.shared.call("DeleteContainer", CALL_TIMEOUT, call).await?;
         Ok(())
     }
+}
+
+/// The agent knows no such container.
+fn is_gone(error: &SandboxError) -> bool {
+    matches!(error, SandboxError::Agent(error) if error.kind == AgentErrorKind::NotFound)
 }
 
 fn context() -> ttrpc::context::Context {

@@ -8,8 +8,10 @@ use std::time::Duration;
 use thiserror::Error;
 
 use crate::agent::AgentError;
+use crate::bundle::BundleError;
 use crate::control::ControlError;
 use crate::monitor::VmEnd;
+use crate::shared_dir::SharedDirError;
 
 /// A sandbox could not be created, or ended before its time.
 #[derive(Debug, Error)]
@@ -69,6 +71,18 @@ pub enum SandboxError {
     /// The monitor refused or failed a request.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// A directory or mount for its containers.
+    #[error(transparent)]
+    SharedDir(#[from] SharedDirError),
+    /// A bundle's specification can't be carried out in a guest.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// A specification that can't be written.
+    #[error("The specification can't be written as JSON")]
+    Specification(#[source] serde_json::Error),
+    /// The sandbox was made without a shared directory.
+    #[error("The sandbox shares no directory with its guest")]
+    NothingShared,
     /// Its container does not run yet.
     #[error("Container {0} is still starting")]
     NotRunning(String),

@@ -9,6 +9,8 @@
 //! | [`sizing`] | how much memory and how many processors a VM gets |
 //! | [`monitor`] | the `hull-vmm` process, its events and how it ended |
 //! | [`sandbox`] | boot, readiness, teardown |
+//! | [`shared_dir`] | what of the host's files containers see |
+//! | [`bundle`] | OCI bundles of the host in a guest |
 //! | [`container`] | containers and their processes |
 //! | [`machine`] | changes of a running VM: devices, processors, memory |
 //! | [`spec`] | OCI runtime specifications with Docker's defaults |
@@ -29,6 +31,7 @@
 )]
 
 pub mod agent;
+pub mod bundle;
 pub mod container;
 mod control;
 pub mod error;
@@ -40,6 +43,7 @@ pub mod parse;
 mod random;
 pub mod runtime_dir;
 pub mod sandbox;
+pub mod shared_dir;
 pub mod sizing;
 pub mod spec;
 pub mod text;
@@ -47,7 +51,8 @@ pub mod timeline;
 mod token_gate;
 
 pub use agent::{AgentError, AgentErrorKind};
-pub use container::{Container, ContainerConfig, Exit, Process, ProcessStreams};
+pub use bundle::{BundleContainer, BundleError, BundleRoot, RootMount};
+pub use container::{Container, ContainerConfig, Exit, Process, ProcessIo, ProcessStreams, TerminalSize};
 pub use control::ControlError;
 pub use error::SandboxError;
 pub use hull_vmm::config::{Drive, MAX_DRIVE_ID_BYTES, is_identifier};

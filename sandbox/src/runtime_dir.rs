@@ -16,7 +16,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use crate::error::SandboxError;
-use crate::random;
+use crate::{random, shared_dir};
 
 /// Variable that overrides the place of the runtime directory.
 pub const RUNTIME_DIR_VARIABLE: &str = "HULL_RUNTIME_DIR";
@@ -292,7 +292,9 @@ fn read_record(dir: &Path) -> Option<SandboxRecord> {
 
 /// The monitor removes the directory too when its owner dies, so what is gone already is no error.
 fn remove(path: &Path) {
-    match fs::remove_dir_all(path) {
+    // What is mounted in it must be gone before: files of others, which would be removed otherwise.
+    let removed = shared_dir::remove(path).and_then(|()| fs::remove_dir_all(path));
+    match removed {
         Ok(()) => (),
         Err(error) if error.kind() == io::ErrorKind::NotFound => (),
         Err(error) => {

@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use hull_protocol::agent::Empty;
 use hull_protocol::agent_ttrpc::AgentClient;
-use hull_protocol::{BOOT_TOKEN_PARAMETER, GUEST_CID, READY_PORT, STREAM_PORT, Token};
-use hull_vmm::config::{BootSource, Console, Drive, Entropy, MachineConfig, VmConfig, Vsock};
+use hull_protocol::{BOOT_TOKEN_PARAMETER, GUEST_CID, READY_PORT, SHARE_TAG, STREAM_PORT, Token};
+use hull_vmm::config::{BootSource, Console, Drive, Entropy, MachineConfig, Share, ShareCache, VmConfig, Vsock};
 use tokio::time::{sleep, timeout};
 
 use crate::agent::{self, AgentError, AgentErrorKind, CALL_TIMEOUT};
 use crate::error::SandboxError;
 use crate::monitor::{ConfigPipe, Monitor, VmEnd};
 use crate::runtime_dir::{RuntimeDir, RuntimeRoot, SandboxRecord, SandboxStatus};
+use crate::shared_dir::SharedDir;
 use crate::timeline::{Timeline, now_ns};
 use crate::token_gate::{Pending, TokenGate};
 
@@ -48,6 +49,8 @@ pub struct SandboxConfig {
     pub initramfs: PathBuf,
     /// Disks.
     pub drives: Vec<Drive>,
+    /// Share a directory with the guest, in which bundles can be mounted ([`Sandbox::create_bundle`]). Needs root.
+    pub shared_directory: bool,
     /// How long the guest may take until its agent reports.
     pub ready_timeout: Duration,
 }
@@ -68,6 +71,7 @@ pub(crate) struct Shared {
     pub(crate) monitor: Monitor,
     pub(crate) streams: TokenGate,
     pub(crate) timeline: Arc<Timeline>,
+    pub(crate) directory: Option<SharedDir>,
 }
 
 impl Sandbox {
@@ -77,7 +81,7 @@ impl Sandbox {
         let path = config.root.path().join(&config.record.id);
         timeline.mark("monitor spawned");
         let (monitor, pipe) = Monitor::spawn(&config.monitor, &path, &config.record.id, Arc::clone(&timeline))?;
-        let (dir, streams, agent) = match Self::boot(&config, &monitor, pipe, &timeline).await {
+        let (dir, directory, streams, agent) = match Self::boot(&config, &monitor, pipe, &timeline).await {
             Ok(parts) => parts,
             Err(error) => {
                 monitor.kill();
@@ -86,7 +90,7 @@ impl Sandbox {
             }
         };
         let record = SandboxRecord { monitor_pid: monitor.pid(), ..config.record };
-        let shared = Shared { agent, monitor, streams, timeline };
+        let shared = Shared { agent, monitor, streams, timeline, directory };
         Ok(Self { shared: Arc::new(shared), dir, record })
     }
 
@@ -96,8 +100,10 @@ impl Sandbox {
         monitor: &Monitor,
         pipe: ConfigPipe,
         timeline: &Timeline,
-    ) -> Result<(RuntimeDir, TokenGate, AgentClient), SandboxError> {
+    ) -> Result<(RuntimeDir, Option<SharedDir>, TokenGate, AgentClient), SandboxError> {
         let dir = config.root.create(&config.record)?;
+        // Before the monitor opens it.
+        let directory = config.shared_directory.then(|| SharedDir::create(dir.path())).transpose()?;
         let socket = |port: u32| dir.path().join(format!("{VSOCK_NAME}_{port}"));
         let ready = TokenGate::listen(&socket(READY_PORT))?;
         let streams = TokenGate::listen(&socket(STREAM_PORT))?;
@@ -105,7 +111,7 @@ impl Sandbox {
         let vm = vm_config(config, dir.path(), pending.token());
         pipe.send(&vm).map_err(|source| SandboxError::Spawn { program: config.monitor.clone(), source })?;
         let agent = bring_up(config, dir.path(), monitor, &mut pending, timeline).await?;
-        Ok((dir, streams, agent))
+        Ok((dir, directory, streams, agent))
     }
 
     /// Its entry in the runtime directory.
@@ -265,7 +271,7 @@ fn vm_config(config: &SandboxConfig, dir: &Path, boot_token: Token) -> VmConfig 
         },
         drives: config.drives.clone(),
         network_interfaces: Vec::new(),
-        shares: Vec::new(),
+        shares: config.shared_directory.then(|| share(dir)).into_iter().collect(),
         vsock: Some(Vsock { guest_cid: GUEST_CID, uds_path: dir.join(VSOCK_NAME), ..Vsock::default() }),
         entropy: Some(Entropy {}),
         balloon: None,
@@ -273,5 +279,20 @@ fn vm_config(config: &SandboxConfig, dir: &Path, boot_token: Token) -> VmConfig 
         pmem: Vec::new(),
         console: Some(Console { to_stderr: tracing::enabled!(tracing::Level::DEBUG), ..Console::default() }),
         control_socket: Some(dir.join(CONTROL_NAME)),
+    }
+}
+
+/// The host changes what it shares too: volumes, configuration. The guest sees that a second later at the latest, and at once
+/// when it opens a file.
+fn share(dir: &Path) -> Share {
+    Share {
+        tag: SHARE_TAG.into(),
+        path_on_host: SharedDir::export(dir),
+        is_read_only: false,
+        cache: ShareCache::Auto,
+        writeback: false,
+        xattr: true,
+        uid_map: Vec::new(),
+        gid_map: Vec::new(),
     }
 }

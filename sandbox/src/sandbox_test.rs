@@ -71,6 +71,7 @@ impl Scene {
             kernel: "/kernel".into(),
             initramfs: "/initramfs".into(),
             drives: Vec::new(),
+            shared_directory: false,
             ready_timeout,
         };
         Sandbox::create(config, Arc::new(Timeline::default())).await

@@ -107,6 +107,7 @@ impl Launch {
             kernel: self.kernel.clone(),
             initramfs: self.initramfs.clone(),
             drives: self.drives.clone(),
+            shared_directory: false,
             ready_timeout: ready_timeout(),
         })
     }
