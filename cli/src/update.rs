@@ -1,7 +1,6 @@
 //! `hull update`: other limits for containers that run, and other sizes for their VMs.
 
 use hull_sandbox::machine::{Limits, MachineState};
-use hull_sandbox::parse::PERIOD_US;
 use hull_sandbox::{Machine, RuntimeRoot, SandboxError, SandboxRecord, sizing};
 
 use crate::args::UpdateArgs;
@@ -146,9 +145,6 @@ impl Goal {
         self.cpus.is_some_and(|cpus| u32::from(cpus) > before.online_cpus)
     }
 }
-
-// The agent's period is the one that quotas are made for.
-const _: () = assert!(PERIOD_US == 100_000);
 
 fn cpu_count(count: u32) -> u8 {
     u8::try_from(count).unwrap_or(u8::MAX)

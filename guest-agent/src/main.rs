@@ -5,7 +5,7 @@
 //! | started as | role |
 //! |---|---|
 //! | PID 1 | the agent: mounts, ttrpc service, reaper ([`agent`]) |
-//! | `--create`, `--exec` | a single-threaded child of the agent that prepares one process ([`helper`]) |
+//! | `--create`, `--exec`, `--pid-namespace` | a single-threaded child of the agent that prepares one process ([`helper`]) |
 //! | `--init -- COMMAND...` | PID 1 of a container that asked for an init process ([`container_init`]) |
 
 #![cfg_attr(not(test), no_main)]
@@ -34,8 +34,10 @@ mod layout;
 mod machine;
 mod process;
 mod reaper;
+mod sandbox;
 mod service;
 mod sys;
+mod sysctl;
 
 /// Called by [`sys`] in place of `main`.
 #[cfg_attr(test, allow(dead_code, reason = "tests have their own entry"))]
@@ -46,6 +48,7 @@ fn run() -> u8 {
     match role.as_deref().and_then(|role| role.to_str()) {
         Some(helper::CREATE) => helper::main(helper::Role::Create, arguments),
         Some(helper::EXEC) => helper::main(helper::Role::Exec, arguments),
+        Some(helper::PID_NAMESPACE) => helper::main(helper::Role::PidNamespace, arguments),
         Some(container_init::FLAG) => container_init::main(arguments),
         _ if std::process::id() == 1 => agent::main(started_ns),
         _ => {

@@ -17,7 +17,7 @@ use crate::init::{clock, power};
 use crate::machine::Machine;
 use crate::process::Exit;
 use crate::reaper::Reaper;
-use crate::sys;
+use crate::{sandbox, sys};
 
 /// Time for the answer to a shutdown to leave the machine.
 const ANSWER_TIME: Duration = Duration::from_millis(20);
@@ -152,6 +152,7 @@ impl agent_ttrpc::Agent for Service {
         let status = match container.status() {
             Status::Created => agent::container_state_response::Status::CREATED,
             Status::Running => agent::container_state_response::Status::RUNNING,
+            Status::Paused => agent::container_state_response::Status::PAUSED,
             Status::Stopped => agent::container_state_response::Status::STOPPED,
         };
         let init = container.init();
@@ -184,7 +185,42 @@ impl agent_ttrpc::Agent for Service {
 
     async fn update_container(&self, _: &TtrpcContext, request: agent::UpdateContainerRequest) -> Result<agent::Empty> {
         self.container(&request.container_id)?;
-        limits::update(&cgroup::path(&request.container_id), &request)?;
+        let resources = serde_json::from_slice(&request.oci_resources_json)
+            .map_err(|error| Failure::invalid(format!("oci_resources_json: {error}")))?;
+        limits::update(&cgroup::path(&request.container_id), &resources)?;
+        Ok(agent::Empty::new())
+    }
+
+    async fn pause_container(&self, _: &TtrpcContext, request: agent::PauseContainerRequest) -> Result<agent::Empty> {
+        self.container(&request.container_id)?.pause().await?;
+        Ok(agent::Empty::new())
+    }
+
+    async fn resume_container(&self, _: &TtrpcContext, request: agent::ResumeContainerRequest) -> Result<agent::Empty> {
+        self.container(&request.container_id)?.resume().await?;
+        Ok(agent::Empty::new())
+    }
+
+    async fn wait_oom(&self, _: &TtrpcContext, request: agent::WaitOomRequest) -> Result<agent::WaitOomResponse> {
+        let kills = self.container(&request.container_id)?.more_oom_kills(request.seen_kills).await?;
+        Ok(agent::WaitOomResponse { kills, ..Default::default() })
+    }
+
+    async fn configure_sandbox(
+        &self,
+        _: &TtrpcContext,
+        request: agent::ConfigureSandboxRequest,
+    ) -> Result<agent::Empty> {
+        sandbox::configure(&request)?;
+        Ok(agent::Empty::new())
+    }
+
+    async fn configure_network(
+        &self,
+        _: &TtrpcContext,
+        request: agent::ConfigureNetworkRequest,
+    ) -> Result<agent::Empty> {
+        self.0.machine.configure_network(request).await?;
         Ok(agent::Empty::new())
     }
 

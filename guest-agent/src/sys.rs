@@ -8,6 +8,7 @@ use std::os::unix::process::CommandExt;
 use nix::errno::Errno;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal};
 use nix::unistd::{ForkResult, Pid};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// The program's entry, in place of the standard library's: that one aborts when the standard descriptors are closed and
@@ -52,6 +53,12 @@ pub fn inherited_fd(fd: RawFd) -> io::Result<OwnedFd> {
 pub fn register(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: the AsyncFd owns the descriptor, which nothing replaces or closes while it is registered.
     Ok(unsafe { AsyncFd::register(fd) }?)
+}
+
+/// Registers a descriptor for these conditions only.
+pub fn register_with_interest(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: as in `register`.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
 }
 
 /// Forks. Only for the single-threaded helper.

@@ -3,24 +3,45 @@
 use std::fs;
 use std::path::Path;
 
-use hull_protocol::agent::UpdateContainerRequest;
+use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxHugepageLimit, LinuxMemory, LinuxResources};
 
 use crate::failure::{Context, Failure};
 
-/// Period of the processor time limit: Docker's and the kernel's default.
+/// Period of the processor time limit where none is set: Docker's and the kernel's default.
 const CPU_PERIOD_US: u64 = 100_000;
-/// The kernel refuses less (`min_cfs_quota_period`).
+/// The kernel refuses less (`min_cfs_quota_period`) and more (`max_cfs_quota_period`).
+const CPU_PERIODS_US: std::ops::RangeInclusive<u64> = 1000..=1_000_000;
+/// Least quota.
 const MIN_CPU_QUOTA_US: i64 = 1000;
+/// Range of shares (cgroup v1), which are mapped to weights from 1 to 10,000.
+const CPU_SHARES: (u64, u64) = (2, 262_144);
+/// Range of block I/O weights (cgroup v1), likewise.
+const IO_WEIGHTS: (u64, u64) = (10, 1000);
+const MAX_WEIGHT: u64 = 10_000;
+/// Most files that `unified` names, and most page sizes.
+const MAX_FILES: usize = 64;
 
-/// Sets the limits that the request names; all of them or none.
-pub fn update(cgroup: &Path, request: &UpdateContainerRequest) -> Result<(), Failure> {
-    if request.memory_limit_bytes > 0 {
-        fits(cgroup, request.memory_limit_bytes.unsigned_abs())?;
+/// New content of a file.
+#[derive(Debug, PartialEq, Eq)]
+struct Change {
+    file: String,
+    value: String,
+    /// Without the file there is nothing to limit.
+    optional: bool,
+}
+
+/// Sets the limits that are named; all of them or none.
+pub fn update(cgroup: &Path, resources: &LinuxResources) -> Result<(), Failure> {
+    if let Some(limit) = resources.memory().and_then(|memory| memory.limit()).filter(|limit| *limit > 0) {
+        fits(cgroup, limit.unsigned_abs())?;
     }
-    let changes = changes(request)?;
+    let changes = changes(resources, &super::read(cgroup, "cpu.max"))?;
     let mut before = Vec::new();
-    for (file, value) in &changes {
+    for Change { file, value, optional } in &changes {
         let path = cgroup.join(file);
+        if *optional && !path.exists() {
+            continue;
+        }
         let set = fs::read_to_string(&path).and_then(|old| {
             fs::write(&path, value)?;
             before.push((path.clone(), old));
@@ -37,24 +58,116 @@ pub fn update(cgroup: &Path, request: &UpdateContainerRequest) -> Result<(), Fai
 }
 
 /// Files of the cgroup and their new contents.
-fn changes(request: &UpdateContainerRequest) -> Result<Vec<(&'static str, String)>, Failure> {
-    let limits = [
-        ("memory.max", request.memory_limit_bytes, 1),
-        ("cpu.max", request.cpu_quota_us, MIN_CPU_QUOTA_US),
-        ("pids.max", request.pids_limit, 1),
-    ];
+fn changes(resources: &LinuxResources, cpu_max: &str) -> Result<Vec<Change>, Failure> {
     let mut changes = Vec::new();
-    for (file, limit, least) in limits {
-        let value = match limit {
-            0 => continue,
-            -1 => "max".to_owned(),
-            limit if limit >= least => limit.to_string(),
-            limit => return Err(Failure::invalid(format!("{file} can't be {limit}"))),
-        };
-        let value = if file == "cpu.max" { format!("{value} {CPU_PERIOD_US}") } else { value };
-        changes.push((file, value));
+    let mut set = |file: &str, value: Option<String>, optional: bool| {
+        changes.extend(value.map(|value| Change { file: file.to_owned(), value, optional }));
+    };
+    if let Some(memory) = resources.memory() {
+        set("memory.max", limit("memory.limit", memory.limit())?, false);
+        set("memory.low", limit("memory.reservation", memory.reservation())?, false);
+        set("memory.swap.max", swap(memory)?, true);
+    }
+    if let Some(cpu) = resources.cpu() {
+        set("cpu.max", bandwidth(cpu, cpu_max)?, false);
+        set("cpu.weight", weight("cpu.shares", cpu.shares(), CPU_SHARES)?, false);
+        set("cpu.max.burst", cpu.burst().map(|burst| burst.to_string()), false);
+        set("cpu.idle", cpu.idle().map(|idle| idle.to_string()), false);
+        set("cpuset.cpus", list("cpu.cpus", cpu.cpus().as_deref())?, false);
+        set("cpuset.mems", list("cpu.mems", cpu.mems().as_deref())?, false);
+    }
+    if let Some(pids) = resources.pids() {
+        set("pids.max", limit("pids.limit", Some(pids.limit()))?, false);
+    }
+    if let Some(weight) = resources.block_io().as_ref().and_then(LinuxBlockIo::weight) {
+        set("io.weight", self::weight("blockIO.weight", Some(weight.into()), IO_WEIGHTS)?, true);
+    }
+    for hugepages in resources.hugepage_limits().iter().flatten().take(MAX_FILES) {
+        set(&hugepage_file(hugepages)?, Some(hugepages.limit().to_string()), false);
+    }
+    for (file, value) in resources.unified().iter().flatten().take(MAX_FILES) {
+        set(unified_file(file)?, Some(value.clone()), false);
     }
     Ok(changes)
+}
+
+/// 0 leaves what is, -1 means no limit.
+fn limit(field: &str, value: Option<i64>) -> Result<Option<String>, Failure> {
+    match value {
+        None | Some(0) => Ok(None),
+        Some(-1) => Ok(Some("max".into())),
+        Some(limit @ 1..) => Ok(Some(limit.to_string())),
+        Some(limit) => Err(Failure::invalid(format!("{field} can't be {limit}"))),
+    }
+}
+
+/// In a specification swap counts together with memory, in cgroup v2 alone.
+fn swap(memory: &LinuxMemory) -> Result<Option<String>, Failure> {
+    match (memory.swap(), memory.limit()) {
+        (Some(both @ 1..), Some(memory @ 1..)) => match both.checked_sub(memory).filter(|swap| *swap >= 0) {
+            Some(swap) => Ok(Some(swap.to_string())),
+            None => Err(Failure::invalid(format!("memory.swap {both} is less than memory.limit {memory}"))),
+        },
+        (Some(both @ 1..), _) => Err(Failure::invalid(format!("memory.swap {both} needs memory.limit"))),
+        (swap, _) => limit("memory.swap", swap),
+    }
+}
+
+/// Quota and period are one file: the one that isn't given stays.
+fn bandwidth(cpu: &LinuxCpu, cpu_max: &str) -> Result<Option<String>, Failure> {
+    let (quota, period) = (cpu.quota().filter(|quota| *quota != 0), cpu.period().filter(|period| *period != 0));
+    if quota.is_none() && period.is_none() {
+        return Ok(None);
+    }
+    let mut now = cpu_max.split_ascii_whitespace();
+    let now_quota = now.next().unwrap_or("max");
+    let period = period.or_else(|| now.next().and_then(|text| text.parse().ok())).unwrap_or(CPU_PERIOD_US);
+    if !CPU_PERIODS_US.contains(&period) {
+        return Err(Failure::invalid(format!("cpu.period can't be {period}")));
+    }
+    let quota = match quota {
+        None => now_quota.to_owned(),
+        Some(-1) => "max".to_owned(),
+        Some(quota) if quota >= MIN_CPU_QUOTA_US => quota.to_string(),
+        Some(quota) => return Err(Failure::invalid(format!("cpu.quota can't be {quota}"))),
+    };
+    Ok(Some(format!("{quota} {period}")))
+}
+
+/// Maps a range of cgroup v1 to that of cgroup v2, as every runtime does. 0 leaves what is.
+fn weight(field: &str, value: Option<u64>, (least, most): (u64, u64)) -> Result<Option<String>, Failure> {
+    let Some(value) = value.filter(|value| *value != 0) else { return Ok(None) };
+    if !(least..=most).contains(&value) {
+        return Err(Failure::invalid(format!("{field} can't be {value}")));
+    }
+    Ok(Some((1 + (value - least) * (MAX_WEIGHT - 1) / (most - least)).to_string()))
+}
+
+/// A list of numbers and ranges; the kernel checks the rest. An empty one leaves what is.
+fn list<'a>(field: &str, text: Option<&'a str>) -> Result<Option<String>, Failure> {
+    let Some(text) = text.filter(|text: &&'a str| !text.is_empty()) else { return Ok(None) };
+    if !text.chars().all(|c| c.is_ascii_digit() || matches!(c, ',' | '-')) {
+        return Err(Failure::invalid(format!("{field} {text:?} is no list")));
+    }
+    Ok(Some(text.to_owned()))
+}
+
+fn hugepage_file(limit: &LinuxHugepageLimit) -> Result<String, Failure> {
+    let size = limit.page_size();
+    if size.is_empty() || !size.chars().all(|c| c.is_ascii_alphanumeric()) {
+        return Err(Failure::invalid(format!("hugepageLimits: {size:?} is no page size")));
+    }
+    Ok(format!("hugetlb.{size}.max"))
+}
+
+/// A file of a controller, not one of the cgroup itself.
+fn unified_file(file: &str) -> Result<&str, Failure> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_');
+    let controllers = !file.starts_with("cgroup.") && file.find('.').is_some_and(|dot| dot > 0);
+    if controllers && file.chars().all(plain) {
+        return Ok(file);
+    }
+    Err(Failure::invalid(format!("unified: {file:?} is no file of a controller")))
 }
 
 /// What the container holds and can't give back (there is no swap) has to fit: the kernel would make it fit by killing.
@@ -72,51 +185,5 @@ fn fits(cgroup: &Path, limit_bytes: u64) -> Result<(), Failure> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use ttrpc::Code;
-
-    fn cgroup() -> tempfile::TempDir {
-        let dir = tempfile::tempdir().unwrap();
-        for (file, text) in
-            [("memory.max", "max\n"), ("cpu.max", "max 100000\n"), ("memory.stat", "anon 1000\nfile 5000\nshmem 24\n")]
-        {
-            fs::write(dir.path().join(file), text).unwrap();
-        }
-        dir
-    }
-
-    fn request(memory_limit_bytes: i64, cpu_quota_us: i64, pids_limit: i64) -> UpdateContainerRequest {
-        UpdateContainerRequest { memory_limit_bytes, cpu_quota_us, pids_limit, ..Default::default() }
-    }
-
-    fn read(dir: &tempfile::TempDir, file: &str) -> String {
-        fs::read_to_string(dir.path().join(file)).unwrap()
-    }
-
-    #[test]
-    fn named_limits_are_set_and_the_others_stay() {
-        let dir = cgroup();
-        update(dir.path(), &request(4096, 0, 0)).unwrap();
-        assert_eq!((read(&dir, "memory.max"), read(&dir, "cpu.max")), ("4096".into(), "max 100000\n".into()));
-        update(dir.path(), &request(-1, 50_000, 0)).unwrap();
-        assert_eq!((read(&dir, "memory.max"), read(&dir, "cpu.max")), ("max".into(), "50000 100000".into()));
-    }
-
-    #[test]
-    fn a_failure_leaves_all_as_it_was() {
-        let dir = cgroup();
-        // There is no pids.max.
-        assert!(update(dir.path(), &request(4096, 50_000, 7)).is_err());
-        assert_eq!((read(&dir, "memory.max"), read(&dir, "cpu.max")), ("max".into(), "max 100000".into()));
-    }
-
-    #[test]
-    fn what_would_end_in_a_kill_is_refused() {
-        let dir = cgroup();
-        let failure = update(dir.path(), &request(1023, 0, 0)).unwrap_err();
-        assert_eq!(failure.code, Code::FAILED_PRECONDITION);
-        update(dir.path(), &request(1024, 0, 0)).unwrap();
-        assert_eq!(update(dir.path(), &request(-2, 0, 0)).unwrap_err().code, Code::INVALID_ARGUMENT);
-    }
-}
+#[path = "limits_test.rs"]
+mod tests;

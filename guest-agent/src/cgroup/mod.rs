@@ -1,13 +1,16 @@
 //! Cgroup v2: one directory for each container, and what its files say.
 
+pub mod freeze;
 pub mod limits;
+mod watch;
 
+use std::collections::HashMap;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use hull_protocol::agent::ContainerStatsResponse;
+use hull_protocol::agent::{ContainerStatsResponse, DeviceIo};
 use nix::unistd::Pid;
 
 use crate::failure::{Context, Failure};
@@ -18,6 +21,9 @@ const MAX_CGROUPS: usize = 1024;
 
 /// Most processes that a list names.
 const MAX_PIDS: usize = 8192;
+
+/// Most lines of a file that are passed on.
+const MAX_LINES: usize = 512;
 
 /// Largest cgroup file that is read, in bytes.
 const MAX_FILE_BYTES: u64 = 256 << 10;
@@ -43,6 +49,12 @@ pub fn set_up() -> std::io::Result<()> {
 /// How often the kernel killed a process of this cgroup for want of memory.
 pub fn oom_kills(cgroup: &Path) -> u64 {
     value(&read(cgroup, "memory.events"), "oom_kill")
+}
+
+/// Waits until the kernel has killed processes of this cgroup for want of memory more often than `seen` times; how often by now.
+pub async fn more_oom_kills(cgroup: &Path, seen: u64) -> Result<u64, Failure> {
+    let more = |events: &str| Some(value(events, "oom_kill")).filter(|kills| *kills > seen);
+    watch::until(cgroup, "memory.events", more).await
 }
 
 /// Processes of this cgroup and those below it.
@@ -100,7 +112,8 @@ pub fn remove(cgroup: &Path) -> std::io::Result<()> {
 /// What the controllers have counted.
 pub fn stats(cgroup: &Path) -> ContainerStatsResponse {
     let cpu = read(cgroup, "cpu.stat");
-    let (io_read_bytes, io_write_bytes) = io_bytes(&read(cgroup, "io.stat"));
+    let io = devices(&read(cgroup, "io.stat"));
+    let sum = |bytes: fn(&DeviceIo) -> u64| io.iter().map(bytes).fold(0, u64::saturating_add);
     ContainerStatsResponse {
         memory_usage_bytes: number(&read(cgroup, "memory.current")),
         memory_limit_bytes: number(&read(cgroup, "memory.max")),
@@ -114,8 +127,12 @@ pub fn stats(cgroup: &Path) -> ContainerStatsResponse {
         cpu_throttled_us: value(&cpu, "throttled_usec"),
         pids_current: number(&read(cgroup, "pids.current")),
         pids_limit: number(&read(cgroup, "pids.max")),
-        io_read_bytes,
-        io_write_bytes,
+        io_read_bytes: sum(|device| device.read_bytes),
+        io_write_bytes: sum(|device| device.write_bytes),
+        memory_stat: lines(&read(cgroup, "memory.stat")),
+        memory_events: lines(&read(cgroup, "memory.events")),
+        cpu_stat: lines(&cpu),
+        io,
         ..Default::default()
     }
 }
@@ -163,15 +180,33 @@ fn value(text: &str, key: &str) -> u64 {
         .map_or(0, |(_, text)| number(text))
 }
 
-/// Bytes read and written on all devices together.
-fn io_bytes(text: &str) -> (u64, u64) {
-    let sum = |key: &str| {
-        text.split_ascii_whitespace()
-            .filter_map(|word| word.split_once('='))
-            .filter(|(name, _)| *name == key)
-            .fold(0_u64, |sum, (_, text)| sum.saturating_add(number(text)))
-    };
-    (sum("rbytes"), sum("wbytes"))
+/// All lines of a file of "key number" lines.
+fn lines(text: &str) -> HashMap<String, u64> {
+    let pairs = text.lines().filter_map(|line| line.split_once(' '));
+    pairs.take(MAX_LINES).map(|(name, text)| (name.to_owned(), number(text))).collect()
+}
+
+/// The lines of io.stat.
+fn devices(text: &str) -> Vec<DeviceIo> {
+    text.lines().filter_map(device).take(MAX_LINES).collect()
+}
+
+/// "254:0 rbytes=4096 wbytes=0 rios=1 wios=0".
+fn device(line: &str) -> Option<DeviceIo> {
+    let mut words = line.split_ascii_whitespace();
+    let (major, minor) = words.next()?.split_once(':')?;
+    let (major, minor) = (major.parse().ok()?, minor.parse().ok()?);
+    let mut io = DeviceIo { major, minor, ..Default::default() };
+    for (name, count) in words.filter_map(|word| word.split_once('=')) {
+        match name {
+            "rbytes" => io.read_bytes = number(count),
+            "wbytes" => io.write_bytes = number(count),
+            "rios" => io.read_operations = number(count),
+            "wios" => io.write_operations = number(count),
+            _ => (),
+        }
+    }
+    Some(io)
 }
 
 #[cfg(test)]
@@ -190,9 +225,13 @@ mod tests {
     }
 
     #[test]
-    fn io_of_all_devices_is_summed() {
-        let text = "254:0 rbytes=4096 wbytes=0 rios=1\n254:16 rbytes=1024 wbytes=512 rios=1\n";
-        assert_eq!(io_bytes(text), (5120, 512));
+    fn io_is_counted_for_each_device() {
+        let text = "254:0 rbytes=4096 wbytes=0 rios=1 wios=2 dbytes=0\n254:16\nnonsense\n";
+        let found = devices(text);
+        assert_eq!(found.len(), 2);
+        let first = &found[0];
+        assert_eq!((first.major, first.minor, first.read_bytes, first.write_operations), (254, 0, 4096, 2));
+        assert_eq!(lines("anon 5\nfile 7\n").get("file"), Some(&7));
     }
 
     proptest! {
@@ -200,7 +239,8 @@ mod tests {
         fn no_file_content_panics(text in "\\PC{0,200}") {
             number(&text);
             value(&text, "oom_kill");
-            io_bytes(&text);
+            devices(&text);
+            lines(&text);
         }
     }
 }

@@ -7,11 +7,14 @@ use std::collections::HashMap;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
+use tokio::sync::watch;
 
+use crate::cgroup::freeze;
 use crate::failure::{Context, Failure};
 use crate::process::{Process, StartGate};
 use crate::{cgroup, layout, sys};
@@ -24,12 +27,27 @@ const MAX_EXECS: usize = 4096;
 /// A container that was created and not yet deleted.
 pub struct Container {
     id: String,
-    image_serial: String,
+    root: ContainerRoot,
     init: Arc<Process>,
     /// Taken by the start.
     gate: Mutex<Option<StartGate>>,
     /// `None` while the process is being started.
     execs: Mutex<HashMap<String, Option<Arc<Process>>>>,
+    /// It is in the pid namespace that the sandbox's containers share.
+    in_sandbox_pid_namespace: bool,
+    /// Held while it is being paused or resumed.
+    paused: tokio::sync::Mutex<()>,
+    is_paused: AtomicBool,
+    /// Set when it is removed.
+    removed: watch::Sender<bool>,
+}
+
+/// Where a container's root file system comes from.
+enum ContainerRoot {
+    /// A disk with this serial number.
+    Image(String),
+    /// The host's shared directory.
+    Shared,
 }
 
 /// What a container is doing.
@@ -39,6 +57,8 @@ pub enum Status {
     Created,
     /// Its process runs.
     Running,
+    /// Its processes stand still.
+    Paused,
     /// Its process has ended.
     Stopped,
 }
@@ -60,6 +80,7 @@ impl Container {
         match (self.init.exit(), lock(&self.gate).is_some()) {
             (Some(_), _) => Status::Stopped,
             (None, true) => Status::Created,
+            (None, false) if self.is_paused.load(Ordering::Relaxed) => Status::Paused,
             (None, false) => Status::Running,
         }
     }
@@ -84,7 +105,39 @@ impl Container {
         lock(&self.execs).keys().cloned().collect()
     }
 
-    /// Sends a signal to every process of the container.
+    /// Stops its processes where they are.
+    pub async fn pause(&self) -> Result<(), Failure> {
+        let _changing = self.paused.lock().await;
+        if self.status() != Status::Running {
+            return Err(Failure::precondition("the container is not running"));
+        }
+        freeze::freeze(&cgroup::path(&self.id)).await?;
+        self.is_paused.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Lets them go on.
+    pub async fn resume(&self) -> Result<(), Failure> {
+        let _changing = self.paused.lock().await;
+        if self.status() != Status::Paused {
+            return Err(Failure::precondition("the container is not paused"));
+        }
+        freeze::thaw(&cgroup::path(&self.id))?;
+        self.is_paused.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Waits until the kernel has killed processes for want of memory more often than `seen` times; how often by now.
+    pub async fn more_oom_kills(&self, seen: u64) -> Result<u64, Failure> {
+        let cgroup = cgroup::path(&self.id);
+        let mut removed = self.removed.subscribe();
+        tokio::select! {
+            kills = cgroup::more_oom_kills(&cgroup, seen) => kills,
+            _ = removed.wait_for(|removed| *removed) => Err(Failure::not_found(format!("no container {}", self.id))),
+        }
+    }
+
+    /// Sends a signal to every process of the container. Those of a paused one get it when they go on, except SIGKILL.
     pub fn signal_all(&self, signal: i32) -> Result<(), Failure> {
         let cgroup = cgroup::path(&self.id);
         if signal == libc::SIGKILL {

@@ -1,18 +1,23 @@
 //! All containers by identifier: creation, exec and deletion.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
-use hull_protocol::agent::{CreateContainerRequest, DeleteContainerRequest, ExecProcessRequest, TerminalSize};
+use hull_protocol::agent::{
+    CreateContainerRequest, DeleteContainerRequest, ExecProcessRequest, RootFilesystem, Streams, TerminalSize,
+};
+use nix::unistd::Pid;
 use oci_spec::runtime::{Process as OciProcess, Spec};
 use protobuf::{Message, MessageField};
+use tokio::sync::watch;
 
-use crate::container::{Container, Status, lock, removal};
+use crate::container::{Container, ContainerRoot, Status, lock, removal};
 use crate::failure::{Context, Failure};
-use crate::process::Spawn;
+use crate::process::{Process, Spawn, StartGate};
 use crate::reaper::Reaper;
-use crate::{cgroup, helper, identifier};
+use crate::{cgroup, helper, identifier, layout};
 
 /// Most containers in one virtual machine.
 const MAX_CONTAINERS: usize = 256;
@@ -24,6 +29,8 @@ pub struct Registry {
     table: Mutex<HashMap<String, Entry>>,
     /// Containers are created and removed one at a time, because they may share an image.
     changing: tokio::sync::Mutex<()>,
+    /// First process of the pid namespace that containers share; there as long as one of them is.
+    pid_namespace: Mutex<Option<Arc<Process>>>,
 }
 
 enum Entry {
@@ -35,7 +42,13 @@ enum Entry {
 impl Registry {
     /// An empty registry; `program` is the agent's binary.
     pub fn new(reaper: Reaper, program: PathBuf) -> Self {
-        Self { reaper, program, table: Mutex::default(), changing: tokio::sync::Mutex::default() }
+        Self {
+            reaper,
+            program,
+            table: Mutex::default(),
+            changing: tokio::sync::Mutex::default(),
+            pid_namespace: Mutex::default(),
+        }
     }
 
     /// The container with this identifier.
@@ -50,34 +63,25 @@ impl Registry {
     /// Creates a container; its process waits for the start.
     pub async fn create(&self, request: CreateContainerRequest) -> Result<u32, Failure> {
         let id = identifier::check("container_id", &request.container_id)?.to_string();
-        let image_serial = identifier::check("rootfs.image_serial", &request.rootfs.image_serial)?.to_string();
+        let root = ContainerRoot::new(&request.rootfs)?;
         let spec: Spec = parse(&request.oci_spec_json, "oci_spec_json")?;
         let terminal = spec.process().as_ref().and_then(|process| process.terminal()).unwrap_or(false);
 
         let _changing = self.changing.lock().await;
         self.reserve(&id)?;
-        let spawned = Spawn {
-            reaper: &self.reaper,
-            program: &self.program,
-            role: helper::CREATE,
-            request: request.write_to_bytes().context("encode the request")?,
-            arguments: Vec::new(),
-            streams: &request.streams,
-            terminal: terminal_size(terminal, &request.terminal_size),
-            cgroup: cgroup::path(&id),
-            is_init: true,
-        }
-        .run()
-        .await;
-        match spawned {
+        match self.spawn(&id, &request, terminal).await {
             Ok((init, gate)) => {
                 let pid = init.pid.as_raw().unsigned_abs();
                 let container = Container {
                     id: id.clone(),
-                    image_serial,
+                    root,
                     init: Arc::new(init),
                     gate: Mutex::new(Some(gate)),
                     execs: Mutex::default(),
+                    in_sandbox_pid_namespace: request.sandbox_pid_namespace,
+                    paused: tokio::sync::Mutex::default(),
+                    is_paused: AtomicBool::new(false),
+                    removed: watch::Sender::new(false),
                 };
                 lock(&self.table).insert(id, Entry::Live(Arc::new(container)));
                 Ok(pid)
@@ -87,11 +91,62 @@ impl Registry {
                 if let Err(second) = removal::remove(&id).await {
                     eprintln!("hull-agent: clean up {id}: {second}");
                 }
-                self.release_image(&image_serial);
                 lock(&self.table).remove(&id);
+                self.release(&root);
                 Err(failure)
             }
         }
+    }
+
+    /// Starts a container's first process.
+    async fn spawn(
+        &self,
+        id: &str,
+        request: &CreateContainerRequest,
+        terminal: bool,
+    ) -> Result<(Process, StartGate), Failure> {
+        let mut arguments = Vec::new();
+        if request.sandbox_pid_namespace {
+            arguments.push(self.pid_namespace().await?.to_string());
+        }
+        Spawn {
+            reaper: &self.reaper,
+            program: &self.program,
+            role: helper::CREATE,
+            request: request.write_to_bytes().context("encode the request")?,
+            arguments,
+            streams: &request.streams,
+            terminal: terminal_size(terminal, &request.terminal_size),
+            cgroup: cgroup::path(id),
+            is_init: true,
+        }
+        .run()
+        .await
+    }
+
+    /// The first process of the pid namespace that containers share. Made at the first need, and again after its end.
+    async fn pid_namespace(&self) -> Result<Pid, Failure> {
+        let known = lock(&self.pid_namespace).clone().filter(|process| process.exit().is_none());
+        if let Some(process) = known {
+            return Ok(process.pid);
+        }
+        let (process, _) = Spawn {
+            reaper: &self.reaper,
+            program: &self.program,
+            role: helper::PID_NAMESPACE,
+            request: Vec::new(),
+            arguments: Vec::new(),
+            streams: &Streams::default(),
+            terminal: None,
+            // In the agent's own, so that no limit of a container counts.
+            cgroup: Path::new(layout::CGROUP).to_path_buf(),
+            is_init: false,
+        }
+        .run()
+        .await?;
+        let pid = process.pid;
+        *lock(&self.pid_namespace) = Some(Arc::new(process));
+        Ok(pid)
     }
 
     /// Starts another process in a running container.
@@ -99,8 +154,10 @@ impl Registry {
         let container = self.get(&request.container_id)?;
         let exec_id = identifier::check("exec_id", &request.exec_id)?;
         let process: OciProcess = parse(&request.oci_process_json, "oci_process_json")?;
-        if container.status() != Status::Running {
-            return Err(Failure::precondition("the container is not running"));
+        match container.status() {
+            Status::Running => (),
+            Status::Paused => return Err(Failure::precondition("the container is paused")),
+            Status::Created | Status::Stopped => return Err(Failure::precondition("the container is not running")),
         }
         let reservation = container.reserve_exec(exec_id)?;
         let (process, gate) = Spawn {
@@ -128,7 +185,7 @@ impl Registry {
         if !request.exec_id.is_empty() {
             return container.forget_exec(&request.exec_id);
         }
-        if container.status() == Status::Running && !request.force {
+        if matches!(container.status(), Status::Running | Status::Paused) && !request.force {
             return Err(Failure::precondition("the container runs"));
         }
         let _changing = self.changing.lock().await;
@@ -141,7 +198,8 @@ impl Registry {
             return Err(failure);
         }
         lock(&self.table).remove(id);
-        self.release_image(&container.image_serial);
+        container.removed.send_replace(true);
+        self.release(&container.root);
         Ok(())
     }
 
@@ -157,14 +215,40 @@ impl Registry {
         Ok(())
     }
 
+    /// Lets go of what a removed container used and no other one does.
+    fn release(&self, root: &ContainerRoot) {
+        match root {
+            ContainerRoot::Image(serial) => self.release_image(serial),
+            ContainerRoot::Shared => removal::forget_shared(),
+        }
+        if !self.uses(|container| container.in_sandbox_pid_namespace)
+            && let Some(process) = lock(&self.pid_namespace).take()
+        {
+            // One that has ended doesn't need it.
+            let _ = process.signal(libc::SIGKILL);
+        }
+    }
+
+    fn uses(&self, what: impl Fn(&Container) -> bool) -> bool {
+        lock(&self.table).values().any(|entry| matches!(entry, Entry::Live(container) if what(container)))
+    }
+
     /// Unmounts an image that no container uses.
     fn release_image(&self, serial: &str) {
-        let used = lock(&self.table)
-            .values()
-            .any(|entry| matches!(entry, Entry::Live(container) if container.image_serial == serial));
+        let uses = |container: &Container| matches!(&container.root, ContainerRoot::Image(other) if other == serial);
+        let used = lock(&self.table).values().any(|entry| matches!(entry, Entry::Live(container) if uses(container)));
         if !used {
             removal::unmount_image(serial);
         }
+    }
+}
+
+impl ContainerRoot {
+    fn new(rootfs: &RootFilesystem) -> Result<Self, Failure> {
+        if !rootfs.shared_path.is_empty() {
+            return Ok(Self::Shared);
+        }
+        Ok(Self::Image(identifier::check("rootfs.image_serial", &rootfs.image_serial)?.to_string()))
     }
 }
 

@@ -49,6 +49,15 @@ pub fn unmount_image(serial: &str) {
     let _ = fs::remove_dir(&target);
 }
 
+/// Has the kernel forget the names and inodes of shared files that nobody uses. As long as it knows them the host keeps them
+/// open, and with them file systems that it wants to unmount.
+pub fn forget_shared() {
+    const NAMES_AND_INODES: &str = "2";
+    if let Err(error) = fs::write("/proc/sys/vm/drop_caches", NAMES_AND_INODES) {
+        eprintln!("hull-agent: forget shared files: {error}");
+    }
+}
+
 fn unmount(target: &Path) -> Result<(), Failure> {
     match umount2(target, MntFlags::MNT_DETACH) {
         // Not there, or no mount.

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use hull_protocol::agent::CreateContainerRequest;
 use libcontainer::container::builder::ContainerBuilder;
@@ -16,9 +16,10 @@ use crate::failure::{Context, Failure};
 use crate::helper::root::Root;
 use crate::helper::user::Users;
 use crate::helper::workload::{Workload, chain};
-use crate::helper::{Task, devices, rootfs, specification};
+use crate::helper::{Task, devices, rootfs, shared, specification};
 use crate::identifier;
 use crate::layout::{self, Bundle};
+use crate::sysctl;
 
 /// The specification as it came, which exec'd processes are compared with.
 pub const SPECIFICATION: &str = "specification.json";
@@ -26,27 +27,37 @@ pub const SPECIFICATION: &str = "specification.json";
 /// Most files that are injected.
 const MAX_FILES: usize = 64;
 
-/// Creates the container of the request and returns the process that waits for the start.
-pub fn run(task: Task) -> Result<Pid, Failure> {
+/// Creates the container of the request and returns the process that waits for the start. The container joins the pid
+/// namespace of process `namespace`, if there is one.
+pub fn run(task: Task, namespace: Option<&str>) -> Result<Pid, Failure> {
     let request = CreateContainerRequest::parse_from_bytes(&task.request).map_err(Failure::invalid)?;
     let id = identifier::check("container_id", &request.container_id)?;
     let mut spec: Spec = serde_json::from_slice(&request.oci_spec_json)
         .map_err(|error| Failure::invalid(format!("oci_spec_json: {error}")))?;
 
     let bundle = Bundle::new(id);
+    let is_shared = !request.rootfs.shared_path.is_empty();
+    if is_shared && request.rootfs.read_only && !request.files.is_empty() {
+        return Err(Failure::invalid("files can't be injected into a read-only directory of the host"));
+    }
     let mounted = rootfs::mount_root(&bundle, &request.rootfs)?;
+    shared::provide_memory(&spec)?;
     let root = Root::open(&mounted)?;
+    let joined = namespace.map(|pid| PathBuf::from(format!("/proc/{pid}/ns/pid")));
     let mut extracted = specification::prepare(&mut spec, id, &mounted, request.rootfs.read_only, request.use_init)?;
+    specification::join_pid_namespace(&mut spec, joined)?;
     specification::set_user(&mut extracted.process, &request.user, &Users::read(&root)?)?;
     inject(&root, &request)?;
     // As Docker and runc do for a working directory that the image doesn't have.
     root.make_directory(extracted.process.cwd())?;
     own_streams(&spec, &extracted.process)?;
-    own_root(&spec, &mounted)?;
+    if !is_shared {
+        own_root(&spec, &mounted)?;
+    }
 
     let cgroup = specification::make_cgroup(id)?;
     devices::restrict(&cgroup, &extracted.devices)?;
-    specification::apply_network_sysctls(&extracted.network_sysctls)?;
+    sysctl::apply(&extracted.network_sysctls)?;
 
     let mut workload = Workload::new(&extracted.process, extracted.seccomp, task.reporter);
     workload.use_init = request.use_init;

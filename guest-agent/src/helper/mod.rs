@@ -8,9 +8,11 @@ mod create;
 mod detail;
 mod devices;
 mod exec;
+mod pid_namespace;
 pub mod reply;
 mod root;
 mod rootfs;
+pub mod shared;
 mod specification;
 mod user;
 mod workload;
@@ -34,6 +36,9 @@ pub const CREATE: &str = "--create";
 /// Flag of [`Role::Exec`].
 pub const EXEC: &str = "--exec";
 
+/// Flag of [`Role::PidNamespace`].
+pub const PID_NAMESPACE: &str = "--pid-namespace";
+
 /// What to prepare.
 #[derive(Debug, Clone, Copy)]
 pub enum Role {
@@ -41,6 +46,8 @@ pub enum Role {
     Create,
     /// Another process in a running container.
     Exec,
+    /// A pid namespace for several containers, with its first process.
+    PidNamespace,
 }
 
 /// What every role gets from the agent.
@@ -66,8 +73,9 @@ pub fn main(role: Role, mut arguments: impl Iterator<Item = OsString>) -> u8 {
     }));
     detail::Details::collect(reporter.clone());
     let result = prepare().and_then(|()| match role {
-        Role::Create => create::run(task),
+        Role::Create => create::run(task, extra.as_deref()),
         Role::Exec => exec::run(task, extra.as_deref()),
+        Role::PidNamespace => pid_namespace::run(),
     });
     match result {
         Ok(pid) => {

@@ -1,4 +1,4 @@
-//! A container's root file system: a read-only image from a disk, with a tmpfs above it.
+//! A container's root file system: a read-only image from a disk, with a tmpfs above it; or a directory that the host shares.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,6 +8,7 @@ use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 
 use crate::failure::{Context, Failure};
+use crate::helper::shared;
 use crate::layout::{self, Bundle};
 
 const NONE: Option<&str> = None;
@@ -17,11 +18,15 @@ const NONE: Option<&str> = None;
 /// A read-only container has a writable layer too, as in Docker: mount points and injected files have to go somewhere.
 /// The container itself sees it read-only.
 pub fn mount_root(bundle: &Bundle, rootfs: &RootFilesystem) -> Result<PathBuf, Failure> {
+    let target = bundle.rootfs();
+    fs::create_dir_all(&target).context("create the root directory")?;
+    if !rootfs.shared_path.is_empty() {
+        shared::bind_root(&rootfs.shared_path, &target)?;
+        return Ok(target);
+    }
     let image = mount_image(rootfs)?;
     let upper = bundle.upper();
-    let target = bundle.rootfs();
     fs::create_dir_all(&upper).context("create the upper layer")?;
-    fs::create_dir_all(&target).context("create the root directory")?;
 
     let options = match rootfs.upper_size_bytes {
         0 => "mode=755".to_string(),

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
-    Hooks, LinuxDeviceCgroup, LinuxIdMapping, LinuxNamespaceType, LinuxResources, LinuxSeccomp, LinuxSeccompAction,
-    Mount, MountBuilder, Process, Root, Spec,
+    Hooks, LinuxDeviceCgroup, LinuxIdMapping, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxResources, LinuxSeccomp,
+    LinuxSeccompAction, Mount, MountBuilder, Process, Root, Spec,
 };
 
 use crate::cgroup;
@@ -214,17 +214,15 @@ fn without_swap(resources: &mut LinuxResources) {
     }
 }
 
-/// Writes network settings into the guest.
-pub fn apply_network_sysctls(sysctls: &HashMap<String, String>) -> Result<(), Failure> {
-    for (key, value) in sysctls {
-        let path = key.replace('.', "/");
-        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '_' | '-');
-        if !path.chars().all(plain) {
-            return Err(Failure::invalid(format!("sysctl {key:?} is not a name")));
-        }
-        std::fs::write(Path::new("/proc/sys").join(path), value)
-            .map_err(|error| Failure::invalid(format!("sysctl {key}={value}: {error}")))?;
-    }
+/// Puts the container into a pid namespace that exists.
+pub fn join_pid_namespace(spec: &mut Spec, path: Option<PathBuf>) -> Result<(), Failure> {
+    let (Some(path), Some(mut linux)) = (path, spec.linux().clone()) else { return Ok(()) };
+    let joined = LinuxNamespaceBuilder::default().typ(LinuxNamespaceType::Pid).path(path).build();
+    let mut namespaces = linux.namespaces().clone().unwrap_or_default();
+    namespaces.retain(|namespace| namespace.typ() != LinuxNamespaceType::Pid);
+    namespaces.push(joined.map_err(Failure::internal)?);
+    linux.set_namespaces(Some(namespaces));
+    spec.set_linux(Some(linux));
     Ok(())
 }
 

@@ -129,7 +129,7 @@ fn a_failure_puts_back_what_was_switched() {
 #[tokio::test]
 async fn nothing_piles_up_behind_a_change_that_does_not_end() {
     let root = machine();
-    let machine = Machine { turn: std::sync::Arc::default(), sys: sys(&root), limit: Duration::from_millis(50) };
+    let machine = Machine { sys: sys(&root), limit: Duration::from_millis(50), ..Machine::new() };
     let (release, held) = std::sync::mpsc::channel::<()>();
     let stuck = machine.change(move |_| Ok(held.recv().is_ok()));
     let other = async {

@@ -5,11 +5,12 @@
 mod cpus;
 mod devices;
 mod memory;
+mod network;
 mod uevents;
 mod usage;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use hull_protocol::agent;
@@ -33,12 +34,13 @@ pub struct Machine {
     turn: Arc<Mutex<()>>,
     sys: Sys,
     limit: Duration,
+    network: Arc<std::sync::Mutex<network::Configured>>,
 }
 
 impl Machine {
     /// The machine that this agent runs on.
     pub fn new() -> Self {
-        Self { turn: Arc::default(), sys: Sys("/sys".into()), limit: CHANGE_TIMEOUT }
+        Self { turn: Arc::default(), sys: Sys("/sys".into()), limit: CHANGE_TIMEOUT, network: Arc::default() }
     }
 
     /// See the service's PlugDevice.
@@ -68,6 +70,16 @@ impl Machine {
     /// See the service's MachineState.
     pub async fn state(&self) -> Result<agent::MachineStateResponse, Failure> {
         self.change(state).await
+    }
+
+    /// See the service's ConfigureNetwork.
+    pub async fn configure_network(&self, request: agent::ConfigureNetworkRequest) -> Result<(), Failure> {
+        let network = Arc::clone(&self.network);
+        self.change(move |sys| {
+            let mut configured = network.lock().unwrap_or_else(PoisonError::into_inner);
+            network::configure(sys, &mut configured, &request)
+        })
+        .await
     }
 
     /// Does `work` when it is its turn. Work that doesn't come back keeps the turn, so that nothing piles up behind it.

@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use hull_protocol::agent::{Empty, MachineStateResponse, SetOnlineCpusRequest, UpdateContainerRequest};
 use hull_protocol::agent_ttrpc::AgentClient;
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 
 use crate::agent::{self, AgentError, AgentErrorKind};
 use crate::control::Control;
 use crate::error::SandboxError;
+use crate::parse::PERIOD_US;
 use crate::runtime_dir::{RuntimeRoot, SandboxRecord, SandboxStatus};
 use crate::sandbox::{CONTROL_NAME, Sandbox, VSOCK_NAME};
 
@@ -56,6 +57,23 @@ pub struct Limits {
     pub cpu_quota_us: Option<i64>,
     /// Processes; -1 for no limit.
     pub pids: Option<i64>,
+}
+
+impl Limits {
+    /// As the `linux.resources` object of a specification.
+    fn resources(self) -> Value {
+        let mut resources = Map::new();
+        if let Some(limit) = self.memory_bytes {
+            resources.insert("memory".into(), json!({ "limit": limit }));
+        }
+        if let Some(quota) = self.cpu_quota_us {
+            resources.insert("cpu".into(), json!({ "quota": quota, "period": PERIOD_US }));
+        }
+        if let Some(limit) = self.pids {
+            resources.insert("pids".into(), json!({ "limit": limit }));
+        }
+        resources.into()
+    }
 }
 
 impl Sandbox {
@@ -100,9 +118,7 @@ impl Machine {
     pub async fn update_container(&self, id: &str, limits: Limits) -> Result<(), SandboxError> {
         let request = UpdateContainerRequest {
             container_id: id.into(),
-            memory_limit_bytes: limits.memory_bytes.unwrap_or(0),
-            cpu_quota_us: limits.cpu_quota_us.unwrap_or(0),
-            pids_limit: limits.pids.unwrap_or(0),
+            oci_resources_json: limits.resources().to_string().into_bytes(),
             ..Default::default()
         };
         let call = self.agent.update_container(self.context(), &request);
