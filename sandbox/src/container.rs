@@ -3,11 +3,15 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use hull_protocol::agent::container_state_response::Status;
 use hull_protocol::agent::{
-    CloseStdinRequest, ContainerStatsRequest, ContainerStatsResponse, CreateContainerRequest, DeleteContainerRequest,
-    ExecProcessRequest, InjectedFile as InjectedFileMessage, ResizeTerminalRequest, RootFilesystem,
-    SignalProcessRequest, StartContainerRequest, Streams, TerminalSize as TerminalSizeMessage, WaitProcessRequest,
+    CloseStdinRequest, ContainerStateRequest, ContainerStateResponse, ContainerStatsRequest, ContainerStatsResponse,
+    CreateContainerRequest, DeleteContainerRequest, ExecProcessRequest, InjectedFile as InjectedFileMessage,
+    PauseContainerRequest, ResizeTerminalRequest, ResumeContainerRequest, RootFilesystem, SignalProcessRequest,
+    StartContainerRequest, Streams, TerminalSize as TerminalSizeMessage, UpdateContainerRequest, WaitOomRequest,
+    WaitProcessRequest,
 };
+use oci_spec::runtime::LinuxResources;
 use protobuf::MessageField;
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
@@ -92,6 +96,45 @@ pub struct Exit {
     pub exited_at_ns: u64,
 }
 
+/// What a container is doing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContainerState {
+    /// Where it is on its way.
+    pub status: ContainerStatus,
+    /// Its first process, as the guest numbers it in its first pid namespace.
+    pub pid: u32,
+    /// Its processes, likewise.
+    pub pids: Vec<u32>,
+    /// Identifiers of processes that [`Container::exec`] started, ended ones too.
+    pub exec_ids: Vec<String>,
+}
+
+/// Where a container is on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ContainerStatus {
+    /// Its process waits for the start.
+    Created,
+    /// Its process runs.
+    Running,
+    /// Its processes stand still.
+    Paused,
+    /// Its process has ended.
+    Stopped,
+}
+
+impl ContainerState {
+    fn new(answer: ContainerStateResponse) -> Result<Self, SandboxError> {
+        let status = match answer.status.enum_value() {
+            Ok(Status::CREATED) => ContainerStatus::Created,
+            Ok(Status::RUNNING) => ContainerStatus::Running,
+            Ok(Status::PAUSED) => ContainerStatus::Paused,
+            Ok(Status::STOPPED) => ContainerStatus::Stopped,
+            Ok(Status::UNKNOWN) | Err(_) => return Err(SandboxError::Nonsense("ContainerState")),
+        };
+        Ok(Self { status, pid: answer.pid, pids: answer.pids, exec_ids: answer.exec_ids })
+    }
+}
+
 /// The connected streams of a process.
 #[derive(Debug)]
 pub struct ProcessStreams {
@@ -108,6 +151,7 @@ pub struct Container {
     init: Process,
     /// The host's mounts for a bundle.
     mounts: Arc<Mutex<Option<ContainerMounts>>>,
+    is_bundle: bool,
 }
 
 /// A process in a container.
@@ -191,9 +235,17 @@ impl Sandbox {
         let context = ttrpc::context::with_duration(CREATE_TIMEOUT);
         shared.call("CreateContainer", CREATE_TIMEOUT, shared.agent.create_container(context, &request)).await?;
         shared.timeline.mark("container created");
-        let streams = expected.connected(shared).await?;
         let init = Process { shared: Arc::clone(shared), container_id: request.container_id, exec_id: String::new() };
-        Ok((Container { init, mounts: Arc::new(Mutex::new(mounts)) }, streams))
+        let streams = match expected.connected(shared).await {
+            Ok(streams) => streams,
+            Err(error) => {
+                // The error is the one to tell; without the container nothing uses the mounts, which go now.
+                let _ = init.delete(true).await;
+                return Err(error);
+            }
+        };
+        let is_bundle = mounts.is_some();
+        Ok((Container { init, mounts: Arc::new(Mutex::new(mounts)), is_bundle }, streams))
     }
 }
 
@@ -241,6 +293,62 @@ impl Container {
             exec_id: exec_id.into(),
         };
         Ok((process, streams))
+    }
+
+    /// Stops every process of it where it is.
+    pub async fn pause(&self) -> Result<(), SandboxError> {
+        let request = PauseContainerRequest { container_id: self.init.container_id.clone(), ..Default::default() };
+        let shared = &self.init.shared;
+        // The agent gives processes that wait in the kernel their time.
+        let context = ttrpc::context::with_duration(CREATE_TIMEOUT);
+        let pause = shared.agent.pause_container(context, &request);
+        shared.call("PauseContainer", CREATE_TIMEOUT, pause).await.map(drop)
+    }
+
+    /// Lets them go on.
+    pub async fn resume(&self) -> Result<(), SandboxError> {
+        let request = ResumeContainerRequest { container_id: self.init.container_id.clone(), ..Default::default() };
+        let shared = &self.init.shared;
+        let resume = shared.agent.resume_container(context(), &request);
+        shared.call("ResumeContainer", CALL_TIMEOUT, resume).await.map(drop)
+    }
+
+    /// Changes limits; all that are named, or none. Those of a bundle are the host's and are translated as its specification
+    /// was.
+    pub async fn update(&self, resources: &LinuxResources) -> Result<(), SandboxError> {
+        let translated = self.is_bundle.then(|| bundle::guest_resources(resources));
+        let json = serde_json::to_vec(translated.as_ref().unwrap_or(resources)).map_err(SandboxError::Specification)?;
+        let request = UpdateContainerRequest {
+            container_id: self.init.container_id.clone(),
+            oci_resources_json: json,
+            ..Default::default()
+        };
+        let shared = &self.init.shared;
+        let update = shared.agent.update_container(context(), &request);
+        shared.call("UpdateContainer", CALL_TIMEOUT, update).await.map(drop)
+    }
+
+    /// Waits until the guest's kernel has killed processes of the container for want of memory more often than `seen` times,
+    /// and tells how often by now. Fails when the container is deleted or the VM ends.
+    pub async fn wait_oom(&self, seen: u64) -> Result<u64, SandboxError> {
+        let request =
+            WaitOomRequest { container_id: self.init.container_id.clone(), seen_kills: seen, ..Default::default() };
+        let shared = &self.init.shared;
+        let wait = shared.agent.wait_oom(ttrpc::context::Context::default(), &request);
+        Ok(shared.unbounded_call("WaitOom", Duration::ZERO, wait).await?.kills)
+    }
+
+    /// What it is doing.
+    pub async fn state(&self) -> Result<ContainerState, SandboxError> {
+        let request = ContainerStateRequest { container_id: self.init.container_id.clone(), ..Default::default() };
+        let shared = &self.init.shared;
+        let state = shared.agent.container_state(context(), &request);
+        ContainerState::new(shared.call("ContainerState", CALL_TIMEOUT, state).await?)
+    }
+
+    /// Its processes, as the guest numbers them in its first pid namespace.
+    pub async fn pids(&self) -> Result<Vec<u32>, SandboxError> {
+        Ok(self.state().await?.pids)
     }
 
     /// What it uses.

@@ -52,14 +52,18 @@ mod token_gate;
 
 pub use agent::{AgentError, AgentErrorKind};
 pub use bundle::{BundleContainer, BundleError, BundleRoot, RootMount};
-pub use container::{Container, ContainerConfig, Exit, Process, ProcessIo, ProcessStreams, TerminalSize};
+pub use container::{
+    Container, ContainerConfig, ContainerState, ContainerStatus, Exit, Process, ProcessIo, ProcessStreams, TerminalSize,
+};
 pub use control::ControlError;
 pub use error::SandboxError;
+/// A network as [`Sandbox::configure_network`] takes it.
+pub use hull_protocol::agent::{ConfigureNetworkRequest, IpNetwork, Neighbour, NetworkInterface, Route};
 pub use hull_vmm::config::{Drive, MAX_DRIVE_ID_BYTES, is_identifier};
 pub use machine::Machine;
 pub use monitor::VmEnd;
 pub use runtime_dir::{RuntimeRoot, SandboxRecord};
-pub use sandbox::{Sandbox, SandboxConfig};
+pub use sandbox::{Sandbox, SandboxConfig, SandboxSettings};
 
 #[cfg(test)]
 mod sandbox_test;

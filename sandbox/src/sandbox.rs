@@ -1,10 +1,11 @@
 //! One VM with its agent: boot, readiness, teardown.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hull_protocol::agent::Empty;
+use hull_protocol::agent::{ConfigureNetworkRequest, ConfigureSandboxRequest, Empty};
 use hull_protocol::agent_ttrpc::AgentClient;
 use hull_protocol::{BOOT_TOKEN_PARAMETER, GUEST_CID, READY_PORT, SHARE_TAG, STREAM_PORT, Token};
 use hull_vmm::config::{BootSource, Console, Drive, Entropy, MachineConfig, Share, ShareCache, VmConfig, Vsock};
@@ -28,6 +29,9 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(10);
 /// A lost connection mostly means that the VM ends: how long to wait for the reason.
 const REASON_TIMEOUT: Duration = Duration::from_secs(6);
+
+/// The agent may have to wait for an earlier change of the machine.
+const NETWORK_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(crate) const VSOCK_NAME: &str = "v";
 pub(crate) const CONTROL_NAME: &str = "api";
@@ -53,6 +57,17 @@ pub struct SandboxConfig {
     pub shared_directory: bool,
     /// How long the guest may take until its agent reports.
     pub ready_timeout: Duration,
+}
+
+/// What all containers of a sandbox share.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SandboxSettings {
+    /// Host name of every container without a UTS namespace of its own. Empty: as it is.
+    pub hostname: String,
+    /// Kernel settings by name, as in `net.ipv4.ip_forward`.
+    pub sysctls: HashMap<String, String>,
+    /// Size of the memory that containers share as `/dev/shm`. 0: half of the guest's memory, if a container wants it.
+    pub shm_size_bytes: u64,
 }
 
 /// A running VM whose agent answers.
@@ -128,6 +143,25 @@ impl Sandbox {
     pub fn mark_running(&mut self) -> Result<(), SandboxError> {
         self.record.status = SandboxStatus::Running;
         self.dir.write_record(&self.record)
+    }
+
+    /// Sets what all containers share; before the first one is made.
+    pub async fn configure(&self, settings: SandboxSettings) -> Result<(), SandboxError> {
+        let request = ConfigureSandboxRequest {
+            hostname: settings.hostname,
+            sysctls: settings.sysctls,
+            shm_size_bytes: settings.shm_size_bytes,
+            ..Default::default()
+        };
+        let configure = self.shared.agent.configure_sandbox(ttrpc::context::with_duration(CALL_TIMEOUT), &request);
+        self.shared.call("ConfigureSandbox", CALL_TIMEOUT, configure).await.map(drop)
+    }
+
+    /// Makes the guest's network what `network` says, whatever it was before; also after an interface was plugged.
+    pub async fn configure_network(&self, network: ConfigureNetworkRequest) -> Result<(), SandboxError> {
+        let context = ttrpc::context::with_duration(NETWORK_TIMEOUT);
+        let configure = self.shared.agent.configure_network(context, &network);
+        self.shared.call("ConfigureNetwork", NETWORK_TIMEOUT, configure).await.map(drop)
     }
 
     /// Waits until the VM has ended, and says how.

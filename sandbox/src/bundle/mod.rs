@@ -7,6 +7,7 @@ mod devices;
 mod mounts;
 mod namespaces;
 mod resources;
+mod settings;
 
 use oci_spec::runtime::Spec;
 use thiserror::Error;
@@ -16,6 +17,7 @@ use crate::shared_dir::BindMount;
 
 pub use crate::shared_dir::{BundleRoot, RootMount};
 pub use resources::guest_resources;
+pub use settings::sandbox_settings;
 
 /// Most mounts, devices and namespaces of a specification, each.
 const MAX_ITEMS: usize = 1024;

@@ -83,6 +83,13 @@ fn is_shm(destination: &Path, source: &Path) -> bool {
     destination == Path::new(SHM) && (source == Path::new(SHM) || source.file_name().is_some_and(|name| name == "shm"))
 }
 
+/// The host's `/dev/shm` that a mount binds, if it is one.
+pub(super) fn shm_source(mount: &Mount) -> Option<&Path> {
+    let source = mount.source().as_deref()?;
+    let kind = mount.typ().as_deref().unwrap_or_default();
+    (is_bind(mount, kind) && is_shm(mount.destination(), source)).then_some(source)
+}
+
 /// Everything that is shared is one mount in the guest, so that `ro` means as much as the recursive `rro`.
 fn guest_options(options: &[String]) -> Vec<String> {
     options.iter().map(|option| if option == "rro" { "ro".to_owned() } else { option.clone() }).collect()
