@@ -1,4 +1,5 @@
-//! End-to-end tests: each one starts `hull`, or `hull-vmm` alone, as a user would and looks at what the user sees.
+//! End-to-end tests: each one starts `hull`, or `hull-vmm` alone, as a user would and looks at what the user sees. Those of bundles
+//! use the library as a front door does.
 //!
 //! They need a KVM that runs guests, so that `make test` starts them in the testbed where the local one can't.
 //! Environment: `HULL_PREFIX` (a prefix tree with `bin/hull` and `bin/hull-vmm`) and `HULL_TEST_IMAGES` (OCI layouts by name).
@@ -19,6 +20,8 @@ mod vmm_harness;
 mod bad_input;
 mod block;
 mod block_data;
+mod bundle;
+mod bundle_harness;
 mod control_api;
 mod hotplug;
 mod images;
