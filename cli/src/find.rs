@@ -33,6 +33,7 @@ pub mod tests {
             monitor_pid: 0,
             vcpus: 1,
             memory_mib: 1,
+            max_memory_mib: 1,
             stop_signal: 15,
             stop_timeout_s: 1,
         }

@@ -138,6 +138,10 @@ impl Goal {
             let most = now.present_cpus;
             anyhow::bail!("the VM has at most {most} processors, not {cpus}; start it with --max-vcpus {cpus}");
         }
+        if let Some(mib) = memory_mib.filter(|mib| *mib > record.max_memory_mib.max(record.memory_mib)) {
+            let most = record.max_memory_mib;
+            anyhow::bail!("the VM has at most {most} MiB, not {mib}; start it with --max-memory {mib}m");
+        }
         Ok(Self { cpus, memory_mib, limits })
     }
 
@@ -161,7 +165,7 @@ mod tests {
         let cli = Cli::try_parse_from(["hull", "update"].iter().chain(args).chain(&["web"])).unwrap();
         let Command::Update(args) = cli.command else { unreachable!() };
         let state = MachineState { online_cpus: 2, present_cpus: 4, memory_total_bytes: 0, memory_available_bytes: 0 };
-        Goal::new(&args, &SandboxRecord { memory_mib: 256, ..record("ab1", "web") }, state)
+        Goal::new(&args, &SandboxRecord { memory_mib: 256, max_memory_mib: 1024, ..record("ab1", "web") }, state)
     }
 
     #[test]
@@ -180,5 +184,10 @@ mod tests {
         assert!(goal(&["--vcpus", "5"]).unwrap_err().to_string().contains("at most 4 processors"));
         assert!(goal(&["--vcpus", "1", "--cpus", "2"]).unwrap_err().to_string().contains("--vcpus 1 is less"));
         assert!(goal(&["--vm-memory", "64m", "--memory", "65m"]).unwrap_err().to_string().contains("is less"));
+        for args in [["--vm-memory", "1025m"], ["--memory", "947m"]] {
+            let error = goal(&args).unwrap_err().to_string();
+            assert!(error.contains("at most 1024 MiB") && error.contains("--max-memory 1025m"), "{error}");
+        }
+        assert_eq!(goal(&["--memory", "946m"]).unwrap().memory_mib, Some(1024));
     }
 }

@@ -112,7 +112,7 @@ pub enum SandboxError {
         what: String,
     },
     /// The VM was started without the possibility.
-    #[error("The memory of this VM can't be changed")]
+    #[error("The memory of this VM can't be changed: it was started without a maximum (--max-memory)")]
     MemoryFixed,
     /// More or less than possible.
     #[error("The memory of this VM can be {least_mib} to {most_mib} MiB")]

@@ -58,6 +58,9 @@ pub struct SandboxRecord {
     pub vcpus: u8,
     /// Memory of the VM in MiB.
     pub memory_mib: u32,
+    /// What it can grow to, in MiB; not above [`Self::memory_mib`] if it stays as it is.
+    #[serde(default)]
+    pub max_memory_mib: u32,
     /// Signal number that asks the container to stop.
     pub stop_signal: i32,
     /// Seconds between that signal and SIGKILL.
@@ -319,6 +322,7 @@ mod tests {
             monitor_pid: 0,
             vcpus: 1,
             memory_mib: 128,
+            max_memory_mib: 128,
             stop_signal: 15,
             stop_timeout_s: 10,
         }

@@ -8,7 +8,9 @@ use std::time::Duration;
 use hull_protocol::agent::{ConfigureNetworkRequest, ConfigureSandboxRequest, Empty};
 use hull_protocol::agent_ttrpc::AgentClient;
 use hull_protocol::{BOOT_TOKEN_PARAMETER, GUEST_CID, READY_PORT, SHARE_TAG, STREAM_PORT, Token};
-use hull_vmm::config::{BootSource, Console, Drive, Entropy, MachineConfig, Share, ShareCache, VmConfig, Vsock};
+use hull_vmm::config::{
+    BootSource, Console, Drive, Entropy, MachineConfig, MemoryHotplug, Share, ShareCache, VmConfig, Vsock,
+};
 use tokio::time::{sleep, timeout};
 
 use crate::agent::{self, AgentError, AgentErrorKind, CALL_TIMEOUT};
@@ -309,7 +311,7 @@ fn vm_config(config: &SandboxConfig, dir: &Path, boot_token: Token) -> VmConfig 
         vsock: Some(Vsock { guest_cid: GUEST_CID, uds_path: dir.join(VSOCK_NAME), ..Vsock::default() }),
         entropy: Some(Entropy {}),
         balloon: None,
-        memory_hotplug: None,
+        memory_hotplug: MemoryHotplug::up_to(config.record.max_memory_mib, config.record.memory_mib),
         pmem: Vec::new(),
         console: Some(Console { to_stderr: tracing::enabled!(tracing::Level::DEBUG), ..Console::default() }),
         control_socket: Some(dir.join(CONTROL_NAME)),

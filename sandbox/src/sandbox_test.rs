@@ -62,6 +62,7 @@ impl Scene {
                 monitor_pid: 0,
                 vcpus: 1,
                 memory_mib: 128,
+                max_memory_mib: 128,
                 stop_signal: 15,
                 stop_timeout_s: 10,
             },

@@ -52,6 +52,7 @@ impl Pod {
                 monitor_pid: 0,
                 vcpus: 1,
                 memory_mib: 192,
+                max_memory_mib: 192,
                 stop_signal: 15,
                 stop_timeout_s: 10,
             },

@@ -164,6 +164,7 @@ impl From<Output> for Run {
 
 impl Run {
     /// Standard output as text; the command must have succeeded.
+    #[track_caller]
     pub fn ok(&self) -> String {
         assert_eq!(self.code, Some(0), "{self:?}");
         self.text()
@@ -174,6 +175,7 @@ impl Run {
     }
 
     /// The command failed with `code`, and said why in one line that contains each of `words`.
+    #[track_caller]
     pub fn fails(&self, code: i32, words: &[&str]) {
         assert_eq!(self.code, Some(code), "{self:?}");
         let lines: Vec<_> = self.stderr.lines().filter(|line| !line.is_empty()).collect();

@@ -157,3 +157,88 @@ fn limits_change_and_the_vm_follows_them() {
     running.signal(nix::sys::signal::Signal::SIGTERM);
     running.finish();
 }
+
+/// `total` prints the VM's memory in MiB.
+const TOTAL: &str = "total() { awk '/MemTotal/ { print int($2 / 1024) }' /proc/meminfo; }; ";
+
+/// Resident memory of the only monitor in MiB.
+fn resident_mib(hull: &Hull) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", hull.monitors()[0])).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
+}
+
+/// The record's view of the VM's memory.
+fn listed_mib(hull: &Hull) -> u64 {
+    let listed: Value = serde_json::from_str(&hull.hull(["ps", "--json"]).ok()).unwrap();
+    listed[0]["memory_mib"].as_u64().unwrap()
+}
+
+#[test]
+fn a_small_vm_grows_for_its_container_and_gives_memory_back() {
+    let hull = Hull::new();
+    let script = format!(
+        "{TOTAL} echo up; until [ $(total) -gt 900 ]; do sleep 0.5; done
+        dd if=/dev/zero of=/big/f bs=1M count=700 2>/dev/null && echo filled
+        rm /big/f; echo deleted; until [ $(total) -lt 400 ]; do sleep 0.5; done; echo shrunk; exec sleep 600"
+    );
+    let flags = ["--vm-memory", "96m", "--max-memory", "1g", "--tmpfs", "/big:size=800m"];
+    let running = start(&hull, &flags, &script);
+    assert!(resident_mib(&hull) < 110, "{} MiB at the start", resident_mib(&hull));
+    hull.hull(["update", "--vm-memory", "1025m", "web"]).fails(125, &["at most 1024 MiB", "--max-memory 1025m"]);
+    hull.hull(["update", "--vm-memory", "64m", "web"]).fails(125, &["96 to 1024 MiB"]);
+    assert_eq!(listed_mib(&hull), 96);
+
+    assert_eq!(hull.hull(["update", "--vm-memory", "1g", "web"]).ok(), "web\n");
+    assert_eq!(listed_mib(&hull), 1024);
+    wait_for("the container to use its memory", || running.stdout().contains("deleted"));
+    assert!(running.stdout().contains("filled"), "{}", running.stdout());
+    let full = resident_mib(&hull);
+    assert!(full >= 700, "{full} MiB with 700 MiB in use");
+
+    assert_eq!(hull.hull(["update", "--vm-memory", "256m", "web"]).ok(), "web\n");
+    wait_for("the container to see it", || running.stdout().contains("shrunk"));
+    assert_eq!(listed_mib(&hull), 256);
+    let shrunk = resident_mib(&hull);
+    assert!(shrunk <= 270, "{shrunk} MiB of {full} MiB in a VM of 256 MiB");
+    running.signal(nix::sys::signal::Signal::SIGTERM);
+    assert_eq!(running.finish().code, Some(143));
+}
+
+#[test]
+fn memory_in_use_is_not_taken_and_the_command_says_so() {
+    let hull = Hull::new();
+    let script = "echo up; until [ $(cat /sys/fs/cgroup/memory.max) -gt 600000000 ]; do sleep 0.5; done
+        dd if=/dev/zero of=/big/f bs=1M count=400 2>/dev/null
+        md5sum /big/f >/sum; echo filled; while :; do md5sum -c -s /sum || echo harmed; sleep 0.5; done";
+    let flags = ["--vm-memory", "128m", "--memory", "100m", "--max-memory", "1g", "--tmpfs", "/big:size=500m"];
+    let running = start(&hull, &flags, script);
+    // The VM follows its container's limit.
+    hull.hull(["update", "--memory", "600m", "web"]).ok();
+    assert_eq!(listed_mib(&hull), 600 + 9 + 64 + 1);
+    wait_for("the container to use its memory", || running.stdout().contains("filled"));
+    hull.hull(["update", "--vm-memory", "128m", "web"]).fails(125, &["gave back", "not to 128 MiB", "in use"]);
+    let left = listed_mib(&hull);
+    assert!((500..674).contains(&left), "{left} MiB left");
+    assert!(!running.stdout().contains("harmed"), "{}", running.stdout());
+    hull.hull(["update", "--memory", "2g", "web"]).fails(125, &["at most 1024 MiB", "--max-memory"]);
+    running.signal(nix::sys::signal::Signal::SIGTERM);
+    running.finish();
+}
+
+#[test]
+fn memory_comes_and_goes_again_and_again() {
+    let hull = Hull::new();
+    let running = start(&hull, &["--vm-memory", "96m", "--max-memory", "608m"], IDLE);
+    let rounds = if soak() > 1 { 100 } else { 3 };
+    for round in 0..rounds {
+        hull.hull(["update", "--vm-memory", "608m", "web"]).ok();
+        assert_eq!(listed_mib(&hull), 608, "round {round}");
+        // Some of what was plugged may hold what its kernel can't move.
+        hull.hull(["update", "--vm-memory", "224m", "web"]).ok();
+        assert_eq!(listed_mib(&hull), 224, "round {round}");
+    }
+    assert!(resident_mib(&hull) < 120, "{} MiB after {rounds} rounds", resident_mib(&hull));
+    running.signal(nix::sys::signal::Signal::SIGTERM);
+    running.finish();
+}

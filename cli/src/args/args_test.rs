@@ -79,6 +79,8 @@ fn a_size_that_no_vm_can_have_is_refused_with_the_flag_the_value_and_the_bound()
         ("--memory", "1t", &most_memory),
         ("--vm-memory", "39m", "40m"),
         ("--vm-memory", "2t", "1t"),
+        ("--max-memory", "39m", "40m"),
+        ("--max-memory", "2t", "1t"),
         ("--cpus", "0", "0.01"),
         ("--cpus", "500", &most),
         ("--pids-limit", "-2", "from 1"),

@@ -11,9 +11,10 @@ const UPDATE_EXAMPLES: &str = "\
 Examples:
   hull update --cpus 2 --memory 1g web
   hull update --vcpus 4 web
+  hull update --vm-memory 2g web
 
-The VM follows its container's limits up, as far as `hull run --max-vcpus` lets it; down it goes when it is
-told to.";
+The VM follows its container's limits up, as far as `hull run --max-vcpus` and `--max-memory` let it; down it
+goes when it is told to.";
 
 #[derive(Debug, Args)]
 #[command(after_help = UPDATE_EXAMPLES)]
@@ -30,7 +31,7 @@ pub struct UpdateArgs {
     /// Processors of the VM in use
     #[arg(long, value_name = "NUMBER", value_parser = RangedU64ValueParser::<u8>::new().range(1..=64))]
     pub vcpus: Option<u8>,
-    /// Memory of the VM
+    /// Memory of the VM, from that of its start to its --max-memory
     #[arg(long, value_name = "SIZE", value_parser = vm_memory)]
     pub vm_memory: Option<MemorySize>,
     /// Name or identifier (or the beginning of one)

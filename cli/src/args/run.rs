@@ -121,6 +121,9 @@ pub struct RunArgs {
     /// Memory of the VM, at least 40m [default: --memory and what the VM needs itself]
     #[arg(long, value_name = "SIZE", value_parser = vm_memory, help_heading = "Virtual machine")]
     pub vm_memory: Option<MemorySize>,
+    /// Memory that `hull update` can grow the VM to, up to 1t [default: that of the start]
+    #[arg(long, value_name = "SIZE", value_parser = vm_memory, help_heading = "Virtual machine")]
+    pub max_memory: Option<MemorySize>,
     /// Processors that `hull update` can take into use, up to 64 [default: those of the start]
     #[arg(long, value_name = "NUMBER", value_parser = RangedU64ValueParser::<u8>::new().range(1..=64), help_heading = "Virtual machine")]
     pub max_vcpus: Option<u8>,

@@ -66,6 +66,7 @@ impl Launch {
                 monitor_pid: 0,
                 vcpus: request.vcpus,
                 memory_mib: request.vm_memory_mib,
+                max_memory_mib: request.max_memory_mib,
                 stop_signal: plan.stop_signal,
                 stop_timeout_s: request.stop_timeout_s,
             },

@@ -32,6 +32,7 @@ pub struct Request {
     pub vcpus: u8,
     pub max_vcpus: u8,
     pub vm_memory_mib: u32,
+    pub max_memory_mib: u32,
     pub stop_timeout_s: u32,
     pub timings: bool,
 }
@@ -80,6 +81,10 @@ pub fn validate(args: RunArgs) -> anyhow::Result<Request> {
     if let Some(max) = args.max_vcpus.filter(|max| *max < vcpus) {
         bail!("--max-vcpus {max} is less than the {vcpus} processors of the start");
     }
+    let vm_memory_mib = sizing::memory_mib(args.vm_memory, args.memory);
+    if let Some(max) = args.max_memory.filter(|max| max.mib_rounded_up() < vm_memory_mib) {
+        bail!("--max-memory {max} is less than the {vm_memory_mib} MiB of the start; --vm-memory makes that smaller");
+    }
     Ok(Request {
         image,
         fetch: Fetch {
@@ -95,7 +100,8 @@ pub fn validate(args: RunArgs) -> anyhow::Result<Request> {
         initramfs: args.initrd.map(|path| guest_file("--initrd", &path)).transpose()?,
         vcpus,
         max_vcpus: args.max_vcpus.unwrap_or(vcpus),
-        vm_memory_mib: sizing::memory_mib(args.vm_memory, args.memory),
+        vm_memory_mib,
+        max_memory_mib: args.max_memory.map_or(vm_memory_mib, MemorySize::mib_rounded_up),
         stop_timeout_s: args.stop_timeout,
         timings: args.timings,
         options,
@@ -201,6 +207,10 @@ mod tests {
         let error = request(&["--vcpus", "2", "--max-vcpus", "1", "img"]).unwrap_err();
         assert!(error.to_string().contains("--max-vcpus 1 is less"));
         assert_eq!(request(&["--vcpus", "2", "img"]).unwrap().max_vcpus, 2);
+        let error = request(&["--memory", "50m", "--max-memory", "113m", "img"]).unwrap_err();
+        assert!(error.to_string().contains("--max-memory 113 MiB is less than the 114 MiB of the start"), "{error}");
+        assert_eq!(request(&["--memory", "50m", "--max-memory", "1g", "img"]).unwrap().max_memory_mib, 1024);
+        assert_eq!(request(&["--memory", "50m", "img"]).unwrap().max_memory_mib, 114);
         let error = request(&["--vm-memory", "64m", "--memory", "65m", "img"]).unwrap_err();
         assert!(error.to_string().contains("--vm-memory 64 MiB is less"));
     }

@@ -37,7 +37,7 @@ impl Machine {
     pub async fn set_memory(&self, size_mib: u32) -> Result<MemoryChange, SandboxError> {
         let base = self.base_mib().await?;
         let before = self.hotplug().await?;
-        let most = base.saturating_add(before.total);
+        let most = base.saturating_add(before.total).min(self.max_memory_mib);
         if !(base..=most).contains(&size_mib) {
             return Err(SandboxError::MemoryRange { least_mib: base, most_mib: most });
         }

@@ -33,6 +33,8 @@ pub struct Machine {
     limit: Duration,
     /// How long it may go without progress towards another memory size.
     patience: Duration,
+    /// What its memory can grow to.
+    max_memory_mib: u32,
 }
 
 /// Processors and memory as the guest sees them.
@@ -79,13 +81,14 @@ impl Limits {
 impl Sandbox {
     /// The VM, to change it.
     pub fn machine(&self) -> Machine {
-        Machine::new(self.shared().agent.clone(), self.dir())
+        Machine::new(self.shared().agent.clone(), self.dir(), self.record().max_memory_mib)
     }
 }
 
 impl Machine {
-    fn new(agent: AgentClient, dir: &Path) -> Self {
-        Self { agent, control: Control::new(dir.join(CONTROL_NAME)), limit: CHANGE_TIMEOUT, patience: memory::PATIENCE }
+    fn new(agent: AgentClient, dir: &Path, max_memory_mib: u32) -> Self {
+        let control = Control::new(dir.join(CONTROL_NAME));
+        Self { agent, control, limit: CHANGE_TIMEOUT, patience: memory::PATIENCE, max_memory_mib }
     }
 
     /// The VM of a sandbox that another process owns.
@@ -98,7 +101,7 @@ impl Machine {
             return Err(SandboxError::Paused);
         }
         let (agent, _) = agent::connect(&dir.join(VSOCK_NAME)).await?;
-        Ok(Self::new(agent, &dir))
+        Ok(Self::new(agent, &dir, record.max_memory_mib))
     }
 
     /// Processors and memory.

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{ConfigError, HugePages, MachineConfig, check};
+use crate::arch::layout;
 
 /// Smallest block: a huge page.
 const MIN_BLOCK_SIZE_MIB: u32 = 2;
@@ -34,6 +35,16 @@ fn default_slot_size_mib() -> u32 {
 }
 
 impl MemoryHotplug {
+    /// What a VM that starts with `mem_size_mib` needs to have `max_size_mib` at last, rounded up to the unit in which its kernel takes
+    /// memory on; `None` if it has that from the start.
+    pub fn up_to(max_size_mib: u32, mem_size_mib: u32) -> Option<Self> {
+        let more = max_size_mib.checked_sub(mem_size_mib).filter(|more| *more > 0)?;
+        let unit = layout::memory_block_bytes(u64::from(mem_size_mib) << 20) >> 20;
+        let slot_size_mib = u32::try_from(unit).ok()?;
+        let total_size_mib = more.checked_next_multiple_of(slot_size_mib)?;
+        Some(Self { total_size_mib, block_size_mib: MIN_BLOCK_SIZE_MIB, slot_size_mib })
+    }
+
     pub(super) fn validate(&self, machine: &MachineConfig) -> Result<(), ConfigError> {
         let Self { total_size_mib: total, block_size_mib: block, slot_size_mib: slot } = *self;
         let field = |name: &str| format!("memory-hotplug.{name}");
@@ -51,5 +62,24 @@ impl MemoryHotplug {
         check(total / slot <= MAX_SLOTS, &field("total_size_mib"), &problem)?;
         let possible = machine.huge_pages != HugePages::Hugetlb2M;
         check(possible, "memory-hotplug", "isn't possible with 2M huge pages, which are all taken at the start")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    #[test]
+    fn what_a_vm_needs_to_grow_is_valid_and_enough() {
+        for (max, start, total) in
+            [(1024, 114, 1024), (129, 128, 128), (1 << 20, 40, 1 << 20), (66 << 10, 65 << 10, 2048)]
+        {
+            let hotplug = MemoryHotplug::up_to(max, start).unwrap();
+            assert_eq!(hotplug.total_size_mib, total, "{start} to {max}");
+            hotplug.validate(&MachineConfig { mem_size_mib: start, ..MachineConfig::default() }).unwrap();
+        }
+        assert_eq!((MemoryHotplug::up_to(128, 128), MemoryHotplug::up_to(64, 128)), (None, None));
     }
 }
