@@ -8,6 +8,7 @@ use std::sync::Arc;
 use hull_vmm::config::VmConfig;
 use hull_vmm::control::answer;
 use hull_vmm::control::http::{Parsed, parse};
+use hull_vmm::device::Alarm;
 use hull_vmm::events::EventStream;
 use hull_vmm::instance::Instance;
 use hull_vmm::vm::EndSignal;
@@ -15,7 +16,8 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(init: hull_fuzz::prepare(), |bytes: &[u8]| {
     let (end, events) = (Arc::new(EndSignal::for_tests()), Arc::new(EventStream::none()));
-    let api = Rc::new(RefCell::new(Instance::new("vm".to_owned(), VmConfig::default(), end, events, Arc::default())));
+    let Ok(alarm) = Alarm::new().map(Arc::new) else { return };
+    let api = Rc::new(RefCell::new(Instance::new("vm".to_owned(), VmConfig::default(), end, alarm, events, Arc::default())));
     let mut rest = bytes;
     while let Ok(Parsed::Whole(request, length)) = parse(rest) {
         assert!(length > 0 && length <= rest.len(), "a request is longer than what has arrived");

@@ -10,6 +10,7 @@ use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener, VsockStream};
 use ttrpc::asynchronous::Server;
 use ttrpc::asynchronous::transport::Listener;
 
+use crate::init::watchdog::Watchdog;
 use crate::init::{command_line, mounts, power, system};
 use crate::reaper::Reaper;
 use crate::service::Service;
@@ -36,7 +37,11 @@ fn serve(started_ns: u64) -> Result<()> {
     runtime.block_on(async {
         let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, AGENT_PORT))
             .with_context(|| format!("listen on vsock port {AGENT_PORT}"))?;
-        let service = Service::new(Reaper::start()?, started_ns);
+        let watchdog = Watchdog::start().map(Arc::new);
+        if let Some(watchdog) = watchdog.clone() {
+            tokio::spawn(async move { watchdog.keep_alive().await });
+        }
+        let service = Service::new(Reaper::start()?, started_ns, watchdog);
         let mut server = Server::new()
             .add_listener(Listener::new(from_host_only(listener)))
             .register_service(agent_ttrpc::create_agent(Arc::new(service.clone())));

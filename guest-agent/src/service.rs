@@ -13,6 +13,7 @@ use ttrpc::asynchronous::TtrpcContext;
 use crate::cgroup::{self, limits};
 use crate::container::{Container, Registry, Status};
 use crate::failure::Failure;
+use crate::init::watchdog::Watchdog;
 use crate::init::{clock, power};
 use crate::machine::Machine;
 use crate::process::Exit;
@@ -29,18 +30,20 @@ pub struct Service(Arc<State>);
 struct State {
     containers: Registry,
     machine: Machine,
+    watchdog: Option<Arc<Watchdog>>,
     started_ns: u64,
     ready_ns: AtomicU64,
 }
 
 impl Service {
     /// A service without containers. `started_ns` is the time since boot of the agent's first instruction.
-    pub fn new(reaper: Reaper, started_ns: u64) -> Self {
+    pub fn new(reaper: Reaper, started_ns: u64, watchdog: Option<Arc<Watchdog>>) -> Self {
         // The path after the change of root is the one before.
         let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/init"));
         Self(Arc::new(State {
             containers: Registry::new(reaper, program),
             machine: Machine::new(),
+            watchdog,
             started_ns,
             ready_ns: AtomicU64::new(0),
         }))
@@ -250,6 +253,7 @@ impl agent_ttrpc::Agent for Service {
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: agent::Empty) -> Result<agent::Empty> {
+        self.0.watchdog.iter().for_each(|watchdog| watchdog.stop());
         power::quiesce().await;
         tokio::spawn(async {
             tokio::time::sleep(ANSWER_TIME).await;

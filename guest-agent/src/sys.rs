@@ -149,6 +149,17 @@ pub fn interface_up(name: &str) -> io::Result<()> {
     Ok(())
 }
 
+/// How long the machine may be silent before its watchdog acts (WDIOC_GETTIMEOUT), in seconds.
+pub fn watchdog_timeout_s(watchdog: impl AsFd) -> io::Result<u32> {
+    /// `_IOR('W', 7, int)` of linux/watchdog.h.
+    const WDIOC_GETTIMEOUT: libc::Ioctl = 0x8004_5707;
+
+    let mut seconds: libc::c_int = 0;
+    // SAFETY: WDIOC_GETTIMEOUT writes one int.
+    Errno::result(unsafe { libc::ioctl(watchdog.as_fd().as_raw_fd(), WDIOC_GETTIMEOUT, &mut seconds) })?;
+    u32::try_from(seconds).ok().filter(|seconds| *seconds > 0).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
 /// Largest seed that [`add_entropy`] takes, in bytes.
 pub const MAX_ENTROPY_BYTES: usize = 256;
 

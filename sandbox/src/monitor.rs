@@ -104,6 +104,7 @@ fn describe(report: &ExitReport) -> String {
         ExitCause::TripleFault => "The guest's processor shut down (triple fault)",
         ExitCause::PowerOff => "The guest powered off",
         ExitCause::Reset => "The guest asked for a reset",
+        ExitCause::Watchdog => "The guest's watchdog expired",
         ExitCause::Stopped => "The VM was stopped",
         ExitCause::StartFailed => return message,
         ExitCause::MonitorFailed => "hull-vmm failed",

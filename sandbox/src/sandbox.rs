@@ -9,7 +9,7 @@ use hull_protocol::agent::{ConfigureNetworkRequest, ConfigureSandboxRequest, Emp
 use hull_protocol::agent_ttrpc::AgentClient;
 use hull_protocol::{BOOT_TOKEN_PARAMETER, GUEST_CID, READY_PORT, SHARE_TAG, STREAM_PORT, Token};
 use hull_vmm::config::{
-    BootSource, Console, Drive, Entropy, MachineConfig, MemoryHotplug, Share, ShareCache, VmConfig, Vsock,
+    BootSource, Console, Drive, Entropy, MachineConfig, MemoryHotplug, Share, ShareCache, VmConfig, Vsock, Watchdog,
 };
 use tokio::time::{sleep, timeout};
 
@@ -57,6 +57,8 @@ pub struct SandboxConfig {
     pub drives: Vec<Drive>,
     /// Share a directory with the guest, in which bundles can be mounted ([`Sandbox::create_bundle`]). Needs root.
     pub shared_directory: bool,
+    /// Whether a guest that hangs is ended.
+    pub watchdog: bool,
     /// How long the guest may take until its agent reports.
     pub ready_timeout: Duration,
 }
@@ -310,6 +312,7 @@ fn vm_config(config: &SandboxConfig, dir: &Path, boot_token: Token) -> VmConfig 
         shares: config.shared_directory.then(|| share(dir)).into_iter().collect(),
         vsock: Some(Vsock { guest_cid: GUEST_CID, uds_path: dir.join(VSOCK_NAME), ..Vsock::default() }),
         entropy: Some(Entropy {}),
+        watchdog: config.watchdog.then(Watchdog::default),
         balloon: None,
         memory_hotplug: MemoryHotplug::up_to(config.record.max_memory_mib, config.record.memory_mib),
         pmem: Vec::new(),

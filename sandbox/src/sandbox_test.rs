@@ -73,6 +73,7 @@ impl Scene {
             initramfs: "/initramfs".into(),
             drives: Vec::new(),
             shared_directory: false,
+            watchdog: false,
             ready_timeout,
         };
         Sandbox::create(config, Arc::new(Timeline::default())).await

@@ -63,6 +63,7 @@ impl Pod {
             initramfs: prefix().join("lib/hull/initramfs.cpio"),
             drives: Vec::new(),
             shared_directory: true,
+            watchdog: false,
             ready_timeout: PATIENCE,
         };
         let sandbox = Sandbox::create(config, Arc::new(Timeline::default())).await.unwrap();

@@ -39,3 +39,4 @@ mod share;
 mod stdio;
 mod terminal;
 mod vsock;
+mod watchdog;

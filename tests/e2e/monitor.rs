@@ -187,7 +187,7 @@ fn a_triple_fault_is_status_5() {
 }
 
 /// The last line of the event stream.
-fn exited(run: &Run) -> Value {
+pub fn exited(run: &Run) -> Value {
     let text = run.text();
     let last: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
     assert_eq!(last["event"], "exited", "{text}");

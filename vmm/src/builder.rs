@@ -14,7 +14,7 @@ use crate::arch::{acpi, cpuid, entry, layout, msr};
 use crate::bus::{Bus, RangeError};
 use crate::config::{self, VmConfig};
 use crate::console::ConsoleLog;
-use crate::device::{KeyboardReset, Power, Serial};
+use crate::device::{Alarm, KeyboardReset, Power, Serial};
 use crate::devices::{DeviceError, Devices};
 use crate::kvm::{KvmError, KvmVcpu, KvmVm, OpenError, System, install_kick_handler};
 use crate::loader::{self, LoadError, LoadedKernel};
@@ -83,7 +83,14 @@ pub enum BuildError {
 }
 
 /// Builds a VM; `end` will hear of its end, `on_phase` hears of each step that is done.
-pub fn build(config: &VmConfig, end: &Arc<EndSignal>, mut on_phase: impl FnMut(BootPhase)) -> Result<Vm, BuildError> {
+///
+/// Whoever waits for `alarm` calls [`Vm::check_watchdog`] when it rings.
+pub fn build(
+    config: &VmConfig,
+    end: &Arc<EndSignal>,
+    alarm: &Arc<Alarm>,
+    mut on_phase: impl FnMut(BootPhase),
+) -> Result<Vm, BuildError> {
     // What the user gave comes first: its errors are the frequent ones.
     let (kernel_file, kernel_bytes) = loader::open_regular("Kernel", &config.boot_source.kernel_image_path)?;
     let console = open_console(config)?;
@@ -107,7 +114,10 @@ pub fn build(config: &VmConfig, end: &Arc<EndSignal>, mut on_phase: impl FnMut(B
     let kernel = load(config, &ram.memory(), kernel_file, kernel_bytes, ram_bytes)?;
     on_phase(BootPhase::KernelLoaded);
 
-    let devices = plug_devices(config, &kvm, &ram, &console)?;
+    let mut devices = plug_devices(config, &kvm, &ram, &console)?;
+    if let Some(watchdog) = &config.watchdog {
+        devices.plug_watchdog(watchdog, Arc::clone(alarm))?;
+    }
     on_phase(BootPhase::DevicesReady);
 
     let context = Arc::new(VcpuContext {

@@ -12,6 +12,7 @@ use vm_memory::GuestAddress;
 use crate::arch::layout;
 use crate::config::{self, MachineConfig};
 use crate::console::ConsoleLog;
+use crate::device::Alarm;
 use crate::memory::{GuestRam, HostRange, MemoryError, Reserve};
 use crate::memory_slots::MemorySlots;
 use crate::pci::{PciRoot, PciSlot, PlugError};
@@ -26,6 +27,7 @@ use crate::virtio::net::{Net, NetConfig, NetControl, NetError};
 use crate::virtio::pmem::{Pmem, PmemConfig, PmemError};
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::{self, Vsock, VsockError};
+use crate::watchdog::VmWatchdog;
 
 /// Name of the only balloon.
 const BALLOON_ID: &str = "balloon";
@@ -170,13 +172,14 @@ enum Control {
 pub struct Devices {
     root: Arc<PciRoot>,
     plugged: Vec<Plugged>,
+    watchdog: Option<VmWatchdog>,
     vcpus: u8,
 }
 
 impl Devices {
     /// An empty bus of a VM with `vcpus` processors.
     pub fn new(root: Arc<PciRoot>, vcpus: u8) -> Self {
-        Self { root, plugged: Vec::new(), vcpus }
+        Self { root, plugged: Vec::new(), watchdog: None, vcpus }
     }
 
     /// The bus.
@@ -419,6 +422,17 @@ impl Devices {
         let device = Pmem::new(&config, slots)?;
         let control = Control::Pmem(device.range());
         self.plug(Kind::Pmem, &config.id, Box::new(device), control)
+    }
+
+    /// Plugs the watchdog, which stays. Whoever waits for `alarm` calls [`VmWatchdog::check`].
+    pub fn plug_watchdog(&mut self, config: &config::Watchdog, alarm: Arc<Alarm>) -> Result<(), DeviceError> {
+        self.watchdog = Some(VmWatchdog::plug(&self.root, config.action, alarm)?);
+        Ok(())
+    }
+
+    /// The watchdog, if there is one.
+    pub fn watchdog(&self) -> Option<&VmWatchdog> {
+        self.watchdog.as_ref()
     }
 
     /// Where the next device may have memory: never adjacent to what is there.

@@ -12,6 +12,7 @@ use thiserror::Error;
 use vmm_sys_util::epoll::EventSet;
 
 use crate::control::ControlServer;
+use crate::device::Alarm;
 use crate::report::ExitCause;
 use crate::vm::{EndSignal, Ending};
 
@@ -45,11 +46,13 @@ pub enum Outcome {
     FrontDoorGone,
 }
 
-/// Runs until the VM ends, which `end` tells. `front_door` is the event stream's descriptor.
+/// Runs until the VM ends, which `end` tells. `front_door` is the event stream's descriptor. When the alarm rings, the function
+/// behind it is called.
 pub fn run(
     end: &Arc<EndSignal>,
     front_door: Option<RawFd>,
     control: Option<ControlServer>,
+    (alarm, on_alarm): (&Arc<Alarm>, Box<dyn Fn()>),
 ) -> Result<Outcome, LoopError> {
     let mut manager = EventManager::<Box<dyn MutEventSubscriber>>::new()?;
     let outcome = Rc::new(RefCell::new(None));
@@ -57,6 +60,8 @@ pub fn run(
         end: Arc::clone(end),
         signals: SignalFd::with_flags(&stop_signals(), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?,
         front_door,
+        alarm: Arc::clone(alarm),
+        on_alarm,
         outcome: outcome.clone(),
     };
     manager.add_subscriber(Box::new(watch));
@@ -71,11 +76,13 @@ pub fn run(
     }
 }
 
-/// Everything that ends the loop.
+/// Everything that ends the loop, and the alarm.
 struct Watch {
     end: Arc<EndSignal>,
     signals: SignalFd,
     front_door: Option<RawFd>,
+    alarm: Arc<Alarm>,
+    on_alarm: Box<dyn Fn()>,
     outcome: Rc<RefCell<Option<Outcome>>>,
 }
 
@@ -98,6 +105,7 @@ impl MutEventSubscriber for Watch {
         };
         add(self.end.event().as_raw_fd(), EventSet::IN);
         add(self.signals.as_raw_fd(), EventSet::IN);
+        add(self.alarm.as_raw_fd(), EventSet::IN);
         if let Some(fd) = self.front_door {
             // Hang-up and error are always reported; a stream socket's half-close too when asked for.
             add(fd, EventSet::READ_HANG_UP);
@@ -108,6 +116,9 @@ impl MutEventSubscriber for Watch {
         let fd = events.fd();
         if Some(fd) == self.front_door {
             self.finish(Outcome::FrontDoorGone);
+        } else if fd == self.alarm.as_raw_fd() {
+            self.alarm.acknowledge();
+            (self.on_alarm)();
         } else if fd == self.signals.as_raw_fd() {
             if let Ok(Some(signal)) = self.signals.read_signal() {
                 let name = i32::try_from(signal.ssi_signo).ok().and_then(|n| Signal::try_from(n).ok());

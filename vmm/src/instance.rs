@@ -9,6 +9,7 @@ use crate::builder::{self, BuildError};
 use crate::cleanup::Cleanup;
 use crate::config::{ConfigError, VmConfig};
 use crate::control::MetricsFile;
+use crate::device::Alarm;
 use crate::events::EventStream;
 use crate::program;
 use crate::report::{BootPhase, ExitReport};
@@ -36,6 +37,7 @@ pub struct Instance {
     events: Arc<EventStream>,
     cleanup: Arc<Cleanup>,
     end: Arc<EndSignal>,
+    alarm: Arc<Alarm>,
     vm: Option<Vm>,
     metrics_file: Option<MetricsFile>,
 }
@@ -46,10 +48,11 @@ impl Instance {
         id: String,
         config: VmConfig,
         end: Arc<EndSignal>,
+        alarm: Arc<Alarm>,
         events: Arc<EventStream>,
         cleanup: Arc<Cleanup>,
     ) -> Self {
-        Self { id, config, events, cleanup, end, vm: None, metrics_file: None }
+        Self { id, config, events, cleanup, end, alarm, vm: None, metrics_file: None }
     }
 
     /// Name of the VM.
@@ -97,6 +100,11 @@ impl Instance {
         self.vm.as_mut()
     }
 
+    /// The alarm has rung: a watchdog may be due.
+    pub fn alarm_rang(&self) {
+        self.vm.iter().for_each(Vm::check_watchdog);
+    }
+
     /// Resident memory of the process.
     pub fn memory_stats(&self) -> MemoryStats {
         match &self.vm {
@@ -142,7 +150,7 @@ impl Instance {
     fn build(&self) -> Result<Vm, BuildError> {
         let vsock = self.config.vsock.as_ref().map(|vsock| vsock.uds_path.as_path());
         let mut listening = None;
-        let built = builder::build(&self.config, &self.end, |phase| {
+        let built = builder::build(&self.config, &self.end, &self.alarm, |phase| {
             self.events.phase(phase);
             if phase == BootPhase::DevicesReady {
                 // Whatever happens from here on: `main` removes it.

@@ -31,3 +31,4 @@ pub mod tiny_guest;
 pub mod vcpu;
 pub mod virtio;
 pub mod vm;
+pub mod watchdog;

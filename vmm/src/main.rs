@@ -16,6 +16,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use hull_vmm::cleanup::Cleanup;
 use hull_vmm::config::{self, VmConfig};
 use hull_vmm::control::ControlServer;
+use hull_vmm::device::Alarm;
 use hull_vmm::event_loop::{self, Outcome};
 use hull_vmm::events::EventStream;
 use hull_vmm::instance::Instance;
@@ -67,7 +68,7 @@ impl From<FirecrackerArgs> for RunArgs {
 const DEFAULT_ID: &str = "anonymous";
 
 const EXIT_STATUS: &str = "Exit status of run: 0 the guest powered off or was stopped, 1 the VM could not start, \
-3 reset, 4 guest kernel panic, 5 triple fault, 6 the monitor failed. 2: wrong arguments.";
+3 reset, 4 guest kernel panic, 5 triple fault, 6 the monitor failed, 7 watchdog. 2: wrong arguments.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -264,13 +265,18 @@ fn run_vm(config: VmConfig, args: RunArgs, events: &Arc<EventStream>, cleanup: &
         cleanup.add_socket(path);
     }
     let end = Arc::new(EndSignal::new().context("The host refuses an eventfd")?);
-    let mut instance = Instance::new(args.id, config, end.clone(), events.clone(), cleanup.clone());
+    let alarm = Arc::new(Alarm::new().context("The host refuses a timer")?);
+    let mut instance = Instance::new(args.id, config, end.clone(), alarm.clone(), events.clone(), cleanup.clone());
     if !args.source.is_none() {
         instance.start()?;
     }
     let instance = Rc::new(RefCell::new(instance));
     let control = control.map(|server| server.serve(instance.clone()));
-    let outcome = event_loop::run(&end, events.raw_fd(), control);
+    let on_alarm = {
+        let instance = instance.clone();
+        move || instance.borrow().alarm_rang()
+    };
+    let outcome = event_loop::run(&end, events.raw_fd(), control, (&alarm, Box::new(on_alarm)));
     let (ending, front_door_gone) = match outcome {
         Ok(Outcome::Ended(ending)) => (ending, false),
         Ok(Outcome::FrontDoorGone) => {
@@ -325,5 +331,6 @@ fn exit_code(cause: ExitCause) -> ExitCode {
         ExitCause::Panic => 4,
         ExitCause::TripleFault => 5,
         ExitCause::MonitorFailed => 6,
+        ExitCause::Watchdog => 7,
     })
 }

@@ -57,6 +57,8 @@ pub enum ExitCause {
     Panic,
     /// A processor shut down without a panic message (triple fault).
     TripleFault,
+    /// The guest's watchdog expired: it hangs.
+    Watchdog,
     /// Stopped through the control socket, by a signal, or because the front door went away.
     Stopped,
     /// The VM could not be built.

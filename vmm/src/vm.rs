@@ -246,6 +246,13 @@ impl Vm {
         ExitReport { cause: ending.cause, message: ending.message, console_tail }
     }
 
+    /// To be called when the alarm has rung: looks whether the guest has been silent for too long.
+    pub fn check_watchdog(&self) {
+        if let Some(watchdog) = self.devices.watchdog() {
+            watchdog.check(Instant::now(), &self.context.end);
+        }
+    }
+
     fn kick_all(&self) {
         self.vcpus.iter().for_each(VcpuThread::kick);
     }

@@ -127,6 +127,9 @@ pub struct RunArgs {
     /// Processors that `hull update` can take into use, up to 64 [default: those of the start]
     #[arg(long, value_name = "NUMBER", value_parser = RangedU64ValueParser::<u8>::new().range(1..=64), help_heading = "Virtual machine")]
     pub max_vcpus: Option<u8>,
+    /// End the VM when it hangs: when its agent was silent for 30 s
+    #[arg(long, help_heading = "Virtual machine")]
+    pub watchdog: bool,
     /// Show how long each phase of the start took
     #[arg(long, help_heading = "Virtual machine")]
     pub timings: bool,

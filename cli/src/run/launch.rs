@@ -32,6 +32,7 @@ pub struct Launch {
     kernel: PathBuf,
     initramfs: PathBuf,
     drives: Vec<Drive>,
+    watchdog: bool,
     /// For the message about a kill.
     pub memory_limit: Option<String>,
     pub timings: bool,
@@ -85,6 +86,7 @@ impl Launch {
             monitor: locate::monitor()?,
             kernel: request.kernel.clone().map_or_else(locate::kernel, Ok)?,
             initramfs: request.initramfs.clone().map_or_else(locate::initramfs, Ok)?,
+            watchdog: request.watchdog,
             drives: vec![Drive {
                 drive_id: IMAGE_DRIVE.into(),
                 path_on_host: image.erofs.clone(),
@@ -109,6 +111,7 @@ impl Launch {
             initramfs: self.initramfs.clone(),
             drives: self.drives.clone(),
             shared_directory: false,
+            watchdog: self.watchdog,
             ready_timeout: ready_timeout(),
         })
     }

@@ -31,6 +31,8 @@ pub struct Request {
     pub initramfs: Option<PathBuf>,
     pub vcpus: u8,
     pub max_vcpus: u8,
+    /// Whether a VM that hangs is ended.
+    pub watchdog: bool,
     pub vm_memory_mib: u32,
     pub max_memory_mib: u32,
     pub stop_timeout_s: u32,
@@ -100,6 +102,7 @@ pub fn validate(args: RunArgs) -> anyhow::Result<Request> {
         initramfs: args.initrd.map(|path| guest_file("--initrd", &path)).transpose()?,
         vcpus,
         max_vcpus: args.max_vcpus.unwrap_or(vcpus),
+        watchdog: args.watchdog,
         vm_memory_mib,
         max_memory_mib: args.max_memory.map_or(vm_memory_mib, MemorySize::mib_rounded_up),
         stop_timeout_s: args.stop_timeout,

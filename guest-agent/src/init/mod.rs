@@ -5,3 +5,4 @@ pub mod command_line;
 pub mod mounts;
 pub mod power;
 pub mod system;
+pub mod watchdog;

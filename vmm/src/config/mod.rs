@@ -15,6 +15,7 @@ mod network;
 mod pmem;
 mod share;
 mod vsock;
+mod watchdog;
 
 use std::io::{self, Read};
 use std::os::fd::AsFd;
@@ -38,6 +39,7 @@ pub use self::network::{MAX_IFACE_ID_BYTES, MAX_INTERFACES, MIN_MTU, MacAddress,
 pub use self::pmem::Pmem;
 pub use self::share::{IdRange, MAX_SHARES, MAX_TAG_BYTES, Share, ShareCache};
 pub use self::vsock::{MAX_UDS_PATH_BYTES, MIN_GUEST_CID, Vsock};
+pub use self::watchdog::{Watchdog, WatchdogAction};
 
 /// Longest configuration.
 pub const MAX_CONFIG_BYTES: u64 = 1 << 20;
@@ -80,6 +82,9 @@ pub struct VmConfig {
     /// Files that the guest sees as memory, in the order in which it finds them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pmem: Vec<Pmem>,
+    /// Watchdog that notices a guest that hangs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watchdog: Option<Watchdog>,
     /// virtio console, where the guest's kernel and init write their log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub console: Option<Console>,

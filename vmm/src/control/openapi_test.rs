@@ -18,7 +18,7 @@ use super::ROUTES;
 use super::tests::Bench;
 use crate::config::{
     Balloon, BootSource, Console, ConsolePort, Drive, Entropy, IdRange, MachineConfig, MemoryHotplug, NetworkInterface,
-    Pmem, RateLimiter, Share, TokenBucket, VmConfig, Vsock,
+    Pmem, RateLimiter, Share, TokenBucket, VmConfig, Vsock, Watchdog,
 };
 
 /// A schema of something that clients send, and its type.
@@ -49,6 +49,7 @@ const SENT: &[Sent] = &[
     sent::<Vsock>("Vsock"),
     sent::<VsockPatch>("VsockUpdate"),
     sent::<Entropy>("Entropy"),
+    sent::<Watchdog>("Watchdog"),
     sent::<Console>("Console"),
     sent::<ConsolePort>("ConsolePort"),
     sent::<ConsolePatch>("ConsoleUpdate"),
@@ -243,6 +244,7 @@ fn answers_fit_their_schemas() {
     for (target, body) in [
         ("/drives/a", json!({ "drive_id": "a", "path_on_host": image })),
         ("/balloon", json!({ "stats_polling_interval_s": 1 })),
+        ("/watchdog", json!({})),
         ("/hotplug/memory", json!({ "total_size_mib": 256 })),
         ("/boot-source", json!({ "kernel_image_path": "/k" })),
         ("/vsock", json!({ "guest_cid": 3, "uds_path": bench.dir.path().join("v") })),

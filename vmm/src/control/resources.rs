@@ -10,7 +10,7 @@ use super::http::Response;
 use super::routes::{Answer, Call, printable};
 use crate::config::{
     Balloon, BootSource, ConfigError, Console, Drive, Entropy, MemoryHotplug, NetworkInterface, Pmem, Share, VmConfig,
-    Vsock,
+    Vsock, Watchdog,
 };
 use crate::devices::{DeviceError, Kind};
 use crate::instance::Instance;
@@ -73,6 +73,14 @@ impl Single for Balloon {
 
     fn set(self, config: &mut VmConfig) {
         config.balloon = Some(self);
+    }
+}
+
+impl Single for Watchdog {
+    const NAME: &'static str = "watchdog";
+
+    fn set(self, config: &mut VmConfig) {
+        config.watchdog = Some(self);
     }
 }
 

@@ -7,7 +7,7 @@ use super::fault::Fault;
 use super::http::{Request, Response};
 use super::{console, drives, machine, memory, network, output, resources, sockets};
 use crate::config::{
-    Balloon, BootSource, Console, Drive, Entropy, MemoryHotplug, NetworkInterface, Pmem, Share, Vsock,
+    Balloon, BootSource, Console, Drive, Entropy, MemoryHotplug, NetworkInterface, Pmem, Share, Vsock, Watchdog,
 };
 use crate::instance::Instance;
 
@@ -71,6 +71,7 @@ pub(super) const ROUTES: &[Route] = &[
     put("/vsock", resources::put_single::<Vsock>),
     patch("/vsock", sockets::patch_vsock),
     put("/entropy", resources::put_single::<Entropy>),
+    put("/watchdog", resources::put_single::<Watchdog>),
     put("/console", resources::put_single::<Console>),
     patch("/console", console::patch_console),
     get("/balloon", memory::balloon),

@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use super::super::http::Body;
 use super::*;
 use crate::config::VmConfig;
+use crate::device::Alarm;
 use crate::events::EventStream;
 use crate::kvm::System;
 use crate::vm::EndSignal;
@@ -23,8 +24,8 @@ pub(super) struct Bench {
 impl Bench {
     pub(super) fn new() -> Self {
         let end = Arc::new(EndSignal::for_tests());
-        let events = Arc::new(EventStream::none());
-        let instance = Instance::new("vm".to_owned(), VmConfig::default(), end, events, Arc::default());
+        let (alarm, events) = (Arc::new(Alarm::new().unwrap()), Arc::new(EventStream::none()));
+        let instance = Instance::new("vm".to_owned(), VmConfig::default(), end, alarm, events, Arc::default());
         Self { api: Rc::new(RefCell::new(instance)), dir: tempfile::tempdir().unwrap() }
     }
 
@@ -89,8 +90,8 @@ impl Drop for Bench {
     fn drop(&mut self) {
         // The threads of a VM end only when they are told to.
         let end = Arc::new(EndSignal::for_tests());
-        let events = Arc::new(EventStream::none());
-        let empty = Instance::new(String::new(), VmConfig::default(), end, events, Arc::default());
+        let (alarm, events) = (Arc::new(Alarm::new().unwrap()), Arc::new(EventStream::none()));
+        let empty = Instance::new(String::new(), VmConfig::default(), end, alarm, events, Arc::default());
         assert!(self.api.replace(empty).shut_down() || std::thread::panicking());
     }
 }
@@ -201,6 +202,7 @@ fn a_configuration_grows_and_can_be_saved() {
     bench.ok("PUT", "/pmem/p", json!({ "id": "p", "path_on_host": "/2", "read_only": true }));
     bench.ok("PUT", "/vsock", json!({ "guest_cid": 3, "uds_path": "/v", "vsock_id": "x" }));
     bench.ok("PUT", "/entropy", json!({}));
+    bench.ok("PUT", "/watchdog", json!({ "action": "Report" }));
     bench.ok("PUT", "/console", json!({ "to_stderr": false }));
     let saved = bench.ok("GET", "/vm/config", json!({}));
     assert_eq!(saved["drives"][0]["path_on_host"], "/3", "a second PUT replaces the first");
@@ -239,6 +241,7 @@ fn errors_name_the_field_as_the_client_sees_it() {
         ("/pmem/a", json!({ "id": "b", "path_on_host": "/x" }), "does not match"),
         ("/pmem/a", json!({ "id": "a", "path_on_host": "" }), "Field path_on_host: must not be empty"),
         ("/entropy", json!({ "x": 1 }), "unknown field `x`"),
+        ("/watchdog", json!({ "action": "Bark" }), "Field action: unknown variant `Bark`"),
         ("/console", json!({ "log_path": "" }), "Field log_path"),
         ("/logger", json!({ "show_log_origin": true }), "Field show_log_origin"),
         ("/logger", json!({ "level": "loud" }), "Field level"),
@@ -303,6 +306,7 @@ fn what_is_for_the_start_is_refused_after_it() {
         ("PATCH", "/machine-config", json!({ "vcpu_count": 1 })),
         ("PUT", "/vsock", json!({ "guest_cid": 3, "uds_path": "/v" })),
         ("PUT", "/entropy", json!({})),
+        ("PUT", "/watchdog", json!({})),
         ("PUT", "/console", json!({})),
         ("PUT", "/pmem/p", json!({ "id": "p", "path_on_host": "/p" })),
         ("PUT", "/logger", json!({})),

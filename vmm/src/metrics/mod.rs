@@ -7,12 +7,14 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::device::watchdog::WatchdogCounters;
 use crate::devices::Kind;
 use crate::instance::Instance;
 use crate::report::BootPhase;
 use crate::resident::MemoryStats;
 use crate::virtio::blk::EngineKind;
 use crate::vm::{VcpuStats, VmState};
+use crate::watchdog::VmWatchdog;
 
 /// All numbers. Serialized it is the answer of `GET /stats`.
 #[derive(Debug, Clone, Serialize)]
@@ -29,6 +31,9 @@ pub struct Snapshot {
     pub memory: MemoryStats,
     /// Each device, in the order of plugging.
     pub devices: Vec<DeviceStats>,
+    /// What the guest's watchdog has counted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub watchdog: Option<WatchdogCounters>,
     /// Boot phases that were reached.
     pub phases: Vec<PhaseTime>,
 }
@@ -79,6 +84,7 @@ impl Snapshot {
                     engine: engine(device.kind, &device.id).map(|drive| drive.engine()),
                 })
                 .collect(),
+            watchdog: vm.and_then(|vm| vm.devices().watchdog()).map(VmWatchdog::counters),
             phases: instance.events().phases().into_iter().map(|(phase, at_ns)| PhaseTime { phase, at_ns }).collect(),
         }
     }

@@ -21,6 +21,7 @@ pub fn render(snapshot: &Snapshot) -> String {
     memory(&mut text, snapshot);
     vcpus(&mut text, snapshot);
     devices(&mut text, snapshot);
+    watchdog(&mut text, snapshot);
     phases(&mut text, snapshot);
     text.0.push_str("# EOF\n");
     text.0
@@ -86,6 +87,14 @@ fn devices(text: &mut Text, snapshot: &Snapshot) {
             }
         }
     }
+}
+
+fn watchdog(text: &mut Text, snapshot: &Snapshot) {
+    let Some(counters) = snapshot.watchdog else { return };
+    text.family("hull_watchdog_reloads", "counter", "", "Times that the guest has reset its watchdog.");
+    text.sample("hull_watchdog_reloads_total", &[], counters.reloads);
+    text.family("hull_watchdog_expirations", "counter", "", "Times that the guest's watchdog has expired.");
+    text.sample("hull_watchdog_expirations_total", &[], counters.expirations);
 }
 
 fn phases(text: &mut Text, snapshot: &Snapshot) {

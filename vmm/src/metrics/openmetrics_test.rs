@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
+use crate::device::watchdog::WatchdogCounters;
 use crate::devices::Kind;
 use crate::metrics::{DeviceStats, PhaseTime};
 use crate::report::BootPhase;
@@ -105,6 +106,7 @@ fn snapshot() -> Snapshot {
             device(Kind::Drive, "data", 8),
             device(Kind::Entropy, "entropy", 9),
         ],
+        watchdog: Some(WatchdogCounters { reloads: 12, expirations: 1 }),
         phases: vec![
             PhaseTime { phase: BootPhase::MonitorStarted, at_ns: 5_000_000_000 },
             PhaseTime { phase: BootPhase::GuestEntered, at_ns: 6_000_000_042 },
@@ -131,12 +133,21 @@ fn the_text_is_well_formed_and_says_what_the_snapshot_says() {
     assert_eq!(value(&families, "hull_vcpu_monitor_exits", &[("vcpu", "1"), ("reason", "port")]), "4");
     assert_eq!(value(&families, "hull_vcpu_kvm", &[("vcpu", "0"), ("stat", "exits")]), "10");
     assert_eq!(value(&families, "hull_device_requests", &[("kind", "drive"), ("id", "data")]), "8");
+    assert_eq!(value(&families, "hull_watchdog_reloads", &[]), "12");
+    assert_eq!(value(&families, "hull_watchdog_expirations", &[]), "1");
     assert_eq!(value(&families, "hull_boot_phase_seconds", &[("phase", "guest_entered")]), "1.000000042");
 }
 
 #[test]
 fn a_vm_that_is_not_started_has_metrics_too() {
-    let empty = Snapshot { vcpus: vec![], devices: vec![], phases: vec![], state: VmState::Created, ..snapshot() };
+    let empty = Snapshot {
+        vcpus: vec![],
+        devices: vec![],
+        watchdog: None,
+        phases: vec![],
+        state: VmState::Created,
+        ..snapshot()
+    };
     let families = parse(&render(&empty));
     assert_eq!(value(&families, "hull_vm_state", &[("hull_vm_state", "Not started")]), "1");
     assert_eq!(value(&families, "hull_vcpus", &[]), "0");

@@ -5,6 +5,8 @@
 
 use std::ops::Range;
 
+use super::ConfigSpaceMemory;
+
 /// Size of conventional configuration space. Hull's functions have no extended one.
 pub const CONFIG_BYTES: usize = 256;
 
@@ -113,6 +115,14 @@ impl ConfigSpace {
         let bytes = self.bytes.iter_mut().zip(&self.writable).skip(offset);
         for ((byte, writable), new) in bytes.zip(data) {
             *byte = (*byte & !writable) | (new & writable);
+        }
+    }
+
+    /// Shows the guest what differs from `old`, in its configuration space at `at` in the pages.
+    pub fn show_changes(&self, old: &[u8; CONFIG_BYTES], pages: &dyn ConfigSpaceMemory, at: usize) {
+        let words = self.bytes.chunks_exact(4).zip(old.chunks_exact(4)).enumerate();
+        for (index, (new, _)) in words.filter(|(_, (new, old))| new != old) {
+            pages.store(at + 4 * index, new);
         }
     }
 

@@ -23,8 +23,10 @@ use super::ConfigSpaceMemory;
 use super::config::{CONFIG_BYTES, ConfigSpace, Identity};
 use super::msix::{MAX_VECTORS, Msix};
 use super::page::{
-    DEVICE_CONFIG_BYTES, DEVICE_CONFIG_OFFSET, MSIX_PENDING_OFFSET, MSIX_TABLE_OFFSET, REGISTER_BYTES, RegisterPage,
+    self, DEVICE_CONFIG_BYTES, DEVICE_CONFIG_OFFSET, MSIX_PENDING_OFFSET, MSIX_TABLE_OFFSET, REGISTER_BYTES,
+    RegisterPage,
 };
+use super::slot::{Decoded, PciFunction, Place};
 use crate::interrupt::Fabric;
 use crate::memory::GuestRam;
 use crate::virtio::counters::Counters;
@@ -51,29 +53,8 @@ const MSIX_FUNCTION_MASK: u16 = 1 << 14;
 /// Broken rings that are reported for one device.
 const MAX_REPORTS: u64 = 16;
 
-/// Where the two BARs of a function are decoded.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Decoded {
-    /// Address of the register BAR.
-    pub registers: Option<u64>,
-    /// Address of the doorbell BAR.
-    pub doorbells: Option<u64>,
-}
-
-/// What is needed to make a function.
-pub struct Place {
-    /// Offset of its configuration space in the pages.
-    pub config_offset: usize,
-    /// First address of its register BAR.
-    pub registers: u64,
-    /// First address of its doorbell BAR.
-    pub doorbells: u64,
-    /// Where BARs may be.
-    pub window: Range<u64>,
-}
-
 /// A virtio device in a slot.
-pub struct Function {
+pub struct VirtioFunction {
     pages: Arc<dyn ConfigSpaceMemory>,
     fabric: Arc<dyn Fabric>,
     registers: Arc<Registers>,
@@ -96,7 +77,7 @@ struct State {
     gone: bool,
 }
 
-impl Function {
+impl VirtioFunction {
     /// Puts a device into configuration space.
     pub fn new(
         name: &str,
@@ -134,91 +115,6 @@ impl Function {
         this
     }
 
-    /// A write by the guest to configuration space. True if BARs have moved.
-    pub fn write_config(&self, offset: usize, data: &[u8]) -> bool {
-        let mut state = self.lock();
-        if state.gone {
-            return false;
-        }
-        let old = *state.config.bytes();
-        state.config.write(offset, data);
-        self.access_bar(&mut state, offset..offset.saturating_add(data.len()));
-        self.show_config(&state.config, &old);
-        let control = state.config.word(self.msix_capability + 2);
-        self.msix.set_control(control & MSIX_ENABLE != 0, control & MSIX_FUNCTION_MASK != 0);
-        self.follow_bars(&mut state)
-    }
-
-    /// Where the BARs are.
-    pub fn decoded(&self) -> Decoded {
-        self.lock().decoded
-    }
-
-    /// A read in the register BAR, if the guest doesn't see it in memory.
-    pub fn read_registers(&self, offset: u64, data: &mut [u8]) {
-        self.page.read(usize::try_from(offset).unwrap_or(usize::MAX), data);
-    }
-
-    /// A write into the register BAR.
-    pub fn write_registers(&self, offset: u64, data: &[u8]) {
-        self.registers_written(&mut self.lock(), offset, data);
-    }
-
-    /// A read in the doorbell BAR: interrupt status, else zero.
-    pub fn read_doorbells(&self, offset: u64, data: &mut [u8]) {
-        data.fill(0);
-        if let Some(first) = data.first_mut().filter(|_| offset == ISR_OFFSET) {
-            *first = self.registers.take_isr();
-        }
-    }
-
-    /// A write into the doorbell BAR that no ioeventfd has caught.
-    pub fn write_doorbells(&self, offset: u64, _data: &[u8]) {
-        let stride = u64::from(DOORBELL_STRIDE);
-        if offset.is_multiple_of(stride) {
-            self.lock().transport.notify(offset / stride);
-        }
-    }
-
-    /// The device stops touching guest memory.
-    pub fn pause(&self) {
-        self.lock().transport.pause();
-    }
-
-    /// The device goes on.
-    pub fn resume(&self) {
-        self.lock().transport.resume();
-    }
-
-    /// The device changed its configuration: shows it to the guest and tells the driver.
-    pub fn config_changed(&self) {
-        let state = self.lock();
-        self.show_registers(&state.transport, true);
-        self.interrupt.signal_config();
-    }
-
-    /// What the device has done so far.
-    pub fn counters(&self) -> Arc<Counters> {
-        Arc::clone(self.lock().transport.device().counters())
-    }
-
-    /// Whether a driver has started the device.
-    pub fn is_active(&self) -> bool {
-        self.registers.status() & status::DRIVER_OK != 0
-    }
-
-    /// Stops the device for good and takes it out of the guest's sight.
-    pub fn shutdown(&self) {
-        let mut state = self.lock();
-        state.gone = true;
-        state.transport.reset();
-        state.decoded = Decoded::default();
-        self.follow_doorbells(&mut state);
-        self.page.move_to(None);
-        self.msix.detach();
-        self.pages.store(self.place.config_offset, &[0; CONFIG_BYTES]);
-    }
-
     fn registers_written(&self, state: &mut State, offset: u64, data: &[u8]) {
         if state.gone {
             return;
@@ -250,13 +146,6 @@ impl Function {
         }
     }
 
-    fn show_config(&self, config: &ConfigSpace, old: &[u8; CONFIG_BYTES]) {
-        let words = config.bytes().chunks_exact(4).zip(old.chunks_exact(4)).enumerate();
-        for (index, (new, _)) in words.filter(|(_, (new, old))| new != old) {
-            self.pages.store(self.place.config_offset + 4 * index, new);
-        }
-    }
-
     /// Makes memory and doorbells follow the BARs.
     fn follow_bars(&self, state: &mut State) -> bool {
         let window = &self.place.window;
@@ -268,7 +157,7 @@ impl Function {
             return false;
         }
         state.decoded = decoded;
-        self.page.move_to(decoded.registers.and_then(|address| page_offset(address, window)));
+        self.page.move_to(decoded.registers.and_then(|address| page::offset_of(address, window)));
         self.follow_doorbells(state);
         true
     }
@@ -325,10 +214,79 @@ impl Function {
     }
 }
 
-/// The second half of the pages shows the first MiB of the window.
-fn page_offset(address: u64, window: &Range<u64>) -> Option<usize> {
-    let offset = usize::try_from(address.checked_sub(window.start)?).ok()?;
-    (offset.checked_add(REGISTER_BYTES)? <= super::HALF_BYTES).then(|| super::HALF_BYTES + offset)
+impl PciFunction for VirtioFunction {
+    fn write_config(&self, offset: usize, data: &[u8]) -> bool {
+        let mut state = self.lock();
+        if state.gone {
+            return false;
+        }
+        let old = *state.config.bytes();
+        state.config.write(offset, data);
+        self.access_bar(&mut state, offset..offset.saturating_add(data.len()));
+        state.config.show_changes(&old, &*self.pages, self.place.config_offset);
+        let control = state.config.word(self.msix_capability + 2);
+        self.msix.set_control(control & MSIX_ENABLE != 0, control & MSIX_FUNCTION_MASK != 0);
+        self.follow_bars(&mut state)
+    }
+
+    fn decoded(&self) -> Decoded {
+        self.lock().decoded
+    }
+
+    fn read_registers(&self, offset: u64, data: &mut [u8]) {
+        self.page.read(usize::try_from(offset).unwrap_or(usize::MAX), data);
+    }
+
+    fn write_registers(&self, offset: u64, data: &[u8]) {
+        self.registers_written(&mut self.lock(), offset, data);
+    }
+
+    fn read_doorbells(&self, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        if let Some(first) = data.first_mut().filter(|_| offset == ISR_OFFSET) {
+            *first = self.registers.take_isr();
+        }
+    }
+
+    fn write_doorbells(&self, offset: u64, _data: &[u8]) {
+        let stride = u64::from(DOORBELL_STRIDE);
+        if offset.is_multiple_of(stride) {
+            self.lock().transport.notify(offset / stride);
+        }
+    }
+
+    fn pause(&self) {
+        self.lock().transport.pause();
+    }
+
+    fn resume(&self) {
+        self.lock().transport.resume();
+    }
+
+    fn config_changed(&self) {
+        let state = self.lock();
+        self.show_registers(&state.transport, true);
+        self.interrupt.signal_config();
+    }
+
+    fn counters(&self) -> Option<Arc<Counters>> {
+        Some(Arc::clone(self.lock().transport.device().counters()))
+    }
+
+    fn is_active(&self) -> bool {
+        self.registers.status() & status::DRIVER_OK != 0
+    }
+
+    fn shutdown(&self) {
+        let mut state = self.lock();
+        state.gone = true;
+        state.transport.reset();
+        state.decoded = Decoded::default();
+        self.follow_doorbells(&mut state);
+        self.page.move_to(None);
+        self.msix.detach();
+        self.pages.store(self.place.config_offset, &[0; CONFIG_BYTES]);
+    }
 }
 
 fn identity(device_type: u16) -> Identity {

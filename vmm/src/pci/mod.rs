@@ -1,4 +1,4 @@
-//! PCI: one bus, type 0 functions, modern virtio transport, message-signalled interrupts only.
+//! PCI: one bus, type 0 functions, modern virtio transport and a watchdog, message-signalled interrupts only.
 //!
 //! What a guest reads is memory, what it writes is an exit: configuration space and device registers are copies in a
 //! read-only memory slot ([`ConfigSpaceMemory`]), brought up to date before a write returns. Linux's probe of a device
@@ -9,8 +9,11 @@ mod function;
 mod msix;
 mod page;
 mod root;
+mod slot;
+mod watchdog;
 
 pub use root::{PciError, PciRoot, PciSlot, PlugError};
+pub use watchdog::WatchdogFunction;
 
 /// Devices that bus 0 can have, with the host bridge.
 const SLOTS: usize = 32;
@@ -27,3 +30,5 @@ pub trait ConfigSpaceMemory: Send + Sync {
 
 #[cfg(test)]
 mod pci_test;
+#[cfg(test)]
+mod watchdog_test;

@@ -3,9 +3,10 @@
 //! Reading a virtio register has no effect (but for the interrupt status, which isn't here), so the guest reads a copy in
 //! memory, without an exit. The copy moves with the BAR.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::ConfigSpaceMemory;
+use super::{ConfigSpaceMemory, HALF_BYTES};
 use crate::virtio::spec::pci::common;
 use crate::virtio::transport::Registers;
 
@@ -19,6 +20,12 @@ pub const DEVICE_CONFIG_BYTES: usize = 0x100;
 pub const MSIX_TABLE_OFFSET: usize = 0x1000;
 /// MSI-X pending bits in the register BAR.
 pub const MSIX_PENDING_OFFSET: usize = 0x1800;
+
+/// Where the pages show registers whose BAR is at `address`: their second half is the first MiB of the window.
+pub fn offset_of(address: u64, window: &Range<u64>) -> Option<usize> {
+    let offset = usize::try_from(address.checked_sub(window.start)?).ok()?;
+    (offset.checked_add(REGISTER_BYTES)? <= HALF_BYTES).then(|| HALF_BYTES + offset)
+}
 
 /// Registers, and where the guest sees them.
 pub struct RegisterPage {

@@ -7,10 +7,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use thiserror::Error;
 
 use super::config::{CONFIG_BYTES, ConfigSpace, Identity};
-use super::function::{DOORBELL_BYTES, Function, Place};
+use super::function::{DOORBELL_BYTES, VirtioFunction};
 use super::page::REGISTER_BYTES;
+use super::slot::{PciFunction, Place};
+use super::watchdog::WatchdogFunction;
 use super::{ConfigSpaceMemory, HALF_BYTES, SLOTS};
 use crate::bus::BusDevice;
+use crate::device::Alarm;
 use crate::interrupt::Fabric;
 use crate::memory::GuestRam;
 use crate::virtio::counters::Counters;
@@ -62,11 +65,11 @@ pub struct PciRoot {
     map: RwLock<Vec<Mapping>>,
 }
 
-type Slots = [Option<Arc<Function>>; SLOTS];
+type Slots = [Option<Arc<dyn PciFunction>>; SLOTS];
 
 struct Mapping {
     range: Range<u64>,
-    function: Arc<Function>,
+    function: Arc<dyn PciFunction>,
     kind: BarKind,
 }
 
@@ -99,23 +102,36 @@ impl PciRoot {
 
     /// Puts a device into the next free slot and places its BARs, so that Linux needs not to.
     pub fn plug(&self, name: &str, device: Box<dyn VirtioDevice>) -> Result<PciSlot, PlugError> {
+        let (pages, fabric, memory) = (Arc::clone(&self.pages), Arc::clone(&self.fabric), self.memory.clone());
+        let (slot, _) = self.insert(name, |place| VirtioFunction::new(name, device, place, pages, fabric, memory))?;
+        Ok(slot)
+    }
+
+    /// Puts a watchdog into the next free slot. It keeps `alarm` set to the time at which it is [due](WatchdogFunction::due).
+    pub fn plug_watchdog(&self, alarm: Arc<Alarm>) -> Result<Arc<WatchdogFunction>, PlugError> {
+        let pages = Arc::clone(&self.pages);
+        let (_, function) = self.insert("watchdog", |place| WatchdogFunction::new(place, pages, alarm))?;
+        Ok(function)
+    }
+
+    fn insert<F: PciFunction + 'static>(
+        &self,
+        name: &str,
+        make: impl FnOnce(Place) -> F,
+    ) -> Result<(PciSlot, Arc<F>), PlugError> {
         let mut slots = self.slots();
         // Slot 0 is the host bridge.
-        let free = slots.iter().skip(1).position(Option::is_none).map(|index| index + 1);
-        let Some(index) = free else { return Err(PlugError::Full(name.to_owned())) };
-        let number = index as u64;
-        let place = Place {
-            config_offset: index * DEVICE_BYTES,
+        let free = slots.iter_mut().zip(0u8..).skip(1).find(|(slot, _)| slot.is_none());
+        let Some((slot, index)) = free else { return Err(PlugError::Full(name.to_owned())) };
+        let number = u64::from(index);
+        let function = Arc::new(make(Place {
+            config_offset: usize::from(index) * DEVICE_BYTES,
             registers: self.window.start.saturating_add(number * REGISTER_STRIDE),
             doorbells: self.window.start.saturating_add(DOORBELL_BYTES * (1 + number)),
             window: self.window.clone(),
-        };
-        let function =
-            Function::new(name, device, place, Arc::clone(&self.pages), Arc::clone(&self.fabric), self.memory.clone());
-        if let Some(slot) = slots.get_mut(index) {
-            *slot = Some(Arc::new(function));
-        }
-        Ok(PciSlot(u8::try_from(index).unwrap_or(u8::MAX)))
+        }));
+        *slot = Some(Arc::<F>::clone(&function));
+        Ok((PciSlot(index), function))
     }
 
     /// Takes a device out: its worker ends, its registers and its configuration space are gone. The guest should have let go of it
@@ -138,7 +154,7 @@ impl PciRoot {
 
     /// What the device in `slot` has done so far.
     pub fn counters(&self, slot: PciSlot) -> Option<Arc<Counters>> {
-        self.function(slot).map(|function| function.counters())
+        self.function(slot)?.counters()
     }
 
     /// Whether a driver has started the device in `slot`.
@@ -210,7 +226,7 @@ impl PciRoot {
         }
     }
 
-    fn find(&self, offset: u64, len: usize) -> Option<(Arc<Function>, BarKind, u64)> {
+    fn find(&self, offset: u64, len: usize) -> Option<(Arc<dyn PciFunction>, BarKind, u64)> {
         let address = self.window.start.checked_add(offset)?;
         let end = address.checked_add(len as u64)?;
         let map = self.map.read().unwrap_or_else(PoisonError::into_inner);
@@ -218,11 +234,11 @@ impl PciRoot {
         Some((Arc::clone(&mapping.function), mapping.kind, address - mapping.range.start))
     }
 
-    fn function(&self, slot: PciSlot) -> Option<Arc<Function>> {
+    fn function(&self, slot: PciSlot) -> Option<Arc<dyn PciFunction>> {
         self.slots().get(usize::from(slot.0)).cloned().flatten()
     }
 
-    fn functions(&self) -> Vec<Arc<Function>> {
+    fn functions(&self) -> Vec<Arc<dyn PciFunction>> {
         self.slots().iter().flatten().cloned().collect()
     }
 
