@@ -321,8 +321,8 @@ fn vm_config(config: &SandboxConfig, dir: &Path, boot_token: Token) -> VmConfig 
     }
 }
 
-/// The host changes what it shares too: volumes, configuration. The guest sees that a second later at the latest, and at once
-/// when it opens a file.
+/// The host changes what it shares too: volumes, configuration. The guest sees that a second later at the latest, the content of
+/// a file when it is opened.
 fn share(dir: &Path) -> Share {
     Share {
         tag: SHARE_TAG.into(),
