@@ -38,5 +38,6 @@ mod registry;
 mod share;
 mod stdio;
 mod terminal;
+mod vhost;
 mod vsock;
 mod watchdog;

@@ -12,14 +12,14 @@ use crate::harness::wait_for;
 use crate::vmm_harness::{Started, Vm};
 
 /// A tap of this machine with an address for each test, so that they may run at the same time.
-struct Tap {
-    name: &'static str,
-    host: String,
-    guest: String,
+pub struct Tap {
+    pub name: &'static str,
+    pub host: String,
+    pub guest: String,
 }
 
 impl Tap {
-    fn new(name: &'static str, net: u8, mtu: u16) -> Self {
+    pub fn new(name: &'static str, net: u8, mtu: u16) -> Self {
         assert!(Path::new("/dev/net/tun").exists(), "no tun driver");
         ip(&format!("tuntap add {name} mode tap multi_queue"));
         let tap = Self { name, host: format!("10.77.{net}.1"), guest: format!("10.77.{net}.2") };
@@ -52,10 +52,10 @@ fn ip(arguments: &str) {
 }
 
 /// A process that ends with the test.
-struct Background(Child);
+pub struct Background(Child);
 
 impl Background {
-    fn start(command: &mut Command) -> Self {
+    pub fn start(command: &mut Command) -> Self {
         Self(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap())
     }
 }
@@ -67,7 +67,7 @@ impl Drop for Background {
     }
 }
 
-fn iperf_server(tap: &Tap) -> Background {
+pub fn iperf_server(tap: &Tap) -> Background {
     let server = Background::start(Command::new("iperf3").args(["--server", "--bind", &tap.host]));
     wait_for("iperf3 to listen", || {
         let list = Command::new("ss").args(["-Hltn", "src", &tap.host]).output().unwrap();

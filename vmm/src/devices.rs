@@ -23,7 +23,7 @@ use crate::virtio::counters::Counters;
 use crate::virtio::device::VirtioDevice;
 use crate::virtio::fs::{Share, ShareError};
 use crate::virtio::mem::{self, Mem, MemConfig};
-use crate::virtio::net::{Net, NetConfig, NetControl, NetError};
+use crate::virtio::net::{EngineKind, Net, NetConfig, NetControl, NetError};
 use crate::virtio::pmem::{Pmem, PmemConfig, PmemError};
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::{self, Vsock, VsockError};
@@ -291,6 +291,11 @@ impl Devices {
     ) -> Result<(), DeviceError> {
         self.interface(id)?.1.set_limits(rx, tx);
         Ok(())
+    }
+
+    /// Who moves the frames of a network interface.
+    pub fn network_engine(&self, id: &str) -> Result<EngineKind, DeviceError> {
+        Ok(self.interface(id)?.1.engine())
     }
 
     fn interface(&self, id: &str) -> Result<(PciSlot, &NetControl), DeviceError> {

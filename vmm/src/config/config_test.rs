@@ -29,7 +29,7 @@ fn what_is_written_can_be_read() {
     let text = with(
         r#""machine-config": {"vcpu_count": 2, "mem_size_mib": 64, "huge_pages": "None"},
         "drives": [{"drive_id": "root", "path_on_host": "/r", "is_read_only": true}],
-        "network-interfaces": [{"iface_id": "eth0", "host_dev_name": "tap0", "guest_mac": "02:00:00:00:00:0A", "mtu": 1400,
+        "network-interfaces": [{"iface_id": "eth0", "host_dev_name": "tap0", "guest_mac": "02:00:00:00:00:0A", "mtu": 1400, "vhost": false,
             "rx_rate_limiter": {"ops": {"size": 10, "refill_time": 100}}}, {"iface_id": "eth1", "socket_path": "/s"}],
         "vsock": {"guest_cid": 3, "uds_path": "/v"}, "entropy": {}, "watchdog": {"action": "Report"}, "pmem": [{"id": "p", "path_on_host": "/p", "read_only": true}],
         "balloon": {"amount_mib": 1, "deflate_on_oom": true},
@@ -137,9 +137,25 @@ fn errors_name_the_field() {
             "68 to 65535",
         ),
         (
-            r#""network-interfaces": [{"iface_id": "a", "tap_fd": 3, "vhost": true}]"#,
-            "network-interfaces[0].vhost",
+            r#""network-interfaces": [{"iface_id": "a", "tap_fd": 3, "vhosts": true}]"#,
+            "network-interfaces[0].vhosts",
             "unknown field",
+        ),
+        (
+            r#""network-interfaces": [{"iface_id": "a", "socket_path": "/s", "vhost": true}]"#,
+            "network-interfaces[0].vhost",
+            "is for taps",
+        ),
+        (
+            r#""network-interfaces": [{"iface_id": "a", "tap_fd": 3, "vhost": true, "tx_rate_limiter": {}}]"#,
+            "network-interfaces[0].vhost",
+            "no rate limits",
+        ),
+        (
+            r#""network-interfaces": [{"iface_id": "a", "tap_fd": 3, "vhost": true}],
+            "memory-hotplug": {"total_size_mib": 1024}"#,
+            "network-interfaces[0].vhost",
+            "together with memory-hotplug",
         ),
         (r#""drives": [{"drive_id": "a"}]"#, "drives[0]", "missing field `path_on_host`"),
         (

@@ -183,7 +183,10 @@ impl VmConfig {
         self.balloon.as_ref().map_or(Ok(()), |balloon| balloon.validate(self.machine_config.mem_size_mib))?;
         network::validate_all(&self.network_interfaces)?;
         share::validate_all(&self.shares)?;
-        self.memory_hotplug.as_ref().map_or(Ok(()), |memory| memory.validate(&self.machine_config))?;
+        if let Some(memory) = &self.memory_hotplug {
+            memory.validate(&self.machine_config)?;
+            network::validate_with_memory_hotplug(&self.network_interfaces)?;
+        }
         self.vsock.as_ref().map_or(Ok(()), Vsock::validate)?;
         self.console.as_ref().map_or(Ok(()), Console::validate)?;
         if let Some(path) = &self.control_socket {

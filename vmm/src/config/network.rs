@@ -38,6 +38,9 @@ pub struct NetworkInterface {
     /// Largest packet that the guest sends. Without it, that of the tap.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u16>,
+    /// The host's kernel moves the frames (vhost-net), for taps only. Rate limits and memory hotplug aren't possible with it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub vhost: bool,
     /// Limits of the way to the guest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rx_rate_limiter: Option<RateLimiter>,
@@ -109,6 +112,15 @@ pub(super) fn validate_all(interfaces: &[NetworkInterface]) -> Result<(), Config
     Ok(())
 }
 
+/// The kernel is told of the guest's memory once.
+pub(super) fn validate_with_memory_hotplug(interfaces: &[NetworkInterface]) -> Result<(), ConfigError> {
+    for (index, interface) in interfaces.iter().enumerate() {
+        let field = format!("network-interfaces[{index}].vhost");
+        check(!interface.vhost, &field, "isn't possible together with memory-hotplug")?;
+    }
+    Ok(())
+}
+
 impl NetworkInterface {
     fn validate(&self, index: usize) -> Result<(), ConfigError> {
         let field = |name: &str| format!("network-interfaces[{index}].{name}");
@@ -135,6 +147,15 @@ impl NetworkInterface {
         }
         if let Some(mtu) = self.mtu {
             check(mtu >= MIN_MTU, &field("mtu"), &format!("must be {MIN_MTU} to 65535, not {mtu}"))?;
+        }
+        if self.vhost {
+            check(self.socket_path.is_none(), &field("vhost"), "is for taps, not for socket_path")?;
+            let limited = self.rx_rate_limiter.is_some() || self.tx_rate_limiter.is_some();
+            check(
+                !limited,
+                &field("vhost"),
+                "the host's kernel knows no rate limits; leave vhost or the limiters out",
+            )?;
         }
         for (name, limiter) in [("rx_rate_limiter", self.rx_rate_limiter), ("tx_rate_limiter", self.tx_rate_limiter)] {
             limiter.map_or(Ok(()), |limiter| limiter.validate(&field(name)))?;

@@ -8,11 +8,11 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::device::watchdog::WatchdogCounters;
-use crate::devices::Kind;
+use crate::devices::{Devices, Kind, Plugged};
 use crate::instance::Instance;
 use crate::report::BootPhase;
 use crate::resident::MemoryStats;
-use crate::virtio::blk::EngineKind;
+use crate::virtio::{blk, net};
 use crate::vm::{VcpuStats, VmState};
 use crate::watchdog::VmWatchdog;
 
@@ -49,9 +49,29 @@ pub struct DeviceStats {
     pub pci_address: String,
     /// Name of a counter and its value; see [`Counters`](crate::virtio::counters::Counters).
     pub counters: BTreeMap<String, u64>,
-    /// How a drive does its requests.
+    /// How a drive does its requests, or who moves the frames of a network interface.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub engine: Option<EngineKind>,
+    pub engine: Option<Engine>,
+}
+
+/// Who does the work of a device.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(untagged)]
+pub enum Engine {
+    /// Of a drive.
+    Drive(blk::EngineKind),
+    /// Of a network interface.
+    Network(net::EngineKind),
+}
+
+impl Engine {
+    fn of(device: &Plugged, devices: &Devices) -> Option<Self> {
+        match device.kind {
+            Kind::Drive => Some(Self::Drive(devices.drive(&device.id).ok()?.engine())),
+            Kind::Network => Some(Self::Network(devices.network_engine(&device.id).ok()?)),
+            _ => None,
+        }
+    }
 }
 
 /// When a boot phase was reached.
@@ -68,7 +88,6 @@ impl Snapshot {
     pub fn take(instance: &Instance) -> Self {
         let vm = instance.vm();
         let devices = vm.into_iter().flat_map(|vm| vm.devices().iter());
-        let engine = |kind, id: &str| (kind == Kind::Drive).then(|| vm?.devices().drive(id).ok()).flatten();
         Self {
             id: instance.id().to_owned(),
             state: instance.state(),
@@ -81,7 +100,7 @@ impl Snapshot {
                     id: device.id.clone(),
                     pci_address: device.slot.to_string(),
                     counters: numbers(&*device.counters),
-                    engine: engine(device.kind, &device.id).map(|drive| drive.engine()),
+                    engine: vm.and_then(|vm| Engine::of(device, vm.devices())),
                 })
                 .collect(),
             watchdog: vm.and_then(|vm| vm.devices().watchdog()).map(VmWatchdog::counters),

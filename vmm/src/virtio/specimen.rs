@@ -162,7 +162,7 @@ fn net(directory: &Path) -> (Net, UnixStream) {
     let path = directory.join("n");
     let listener = UnixListener::bind(&path).unwrap();
     let (id, backend) = ("n".to_owned(), Backend::Socket(path));
-    let net = NetConfig { id, backend, mac: None, mtu: None, pairs: 1, rx_limits: None, tx_limits: None };
+    let net = NetConfig { id, backend, mac: None, mtu: None, vhost: false, pairs: 1, rx_limits: None, tx_limits: None };
     let net = Net::new(&net).unwrap();
     let mut peer = listener.accept().unwrap().0;
     for bytes in (14u32..1500).step_by(50) {

@@ -9,6 +9,7 @@ mod commands;
 mod io;
 mod pool;
 mod port;
+mod relay;
 mod rx;
 mod service;
 mod shared;
@@ -17,15 +18,19 @@ mod stream;
 mod tap;
 mod tun;
 mod tx;
+mod vhost;
 
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
+use serde::Serialize;
 use thiserror::Error;
 
 use self::commands::Commands;
 use self::port::Port;
+use self::relay::Relay;
 use self::rx::Receiver;
 use self::service::PairService;
 use self::shared::Shared;
@@ -33,18 +38,21 @@ use self::spec::{Offloads, feature};
 use self::stream::FrameStream;
 use self::tap::Tap;
 use self::tx::Transmitter;
+use self::vhost::Vhost;
 use super::counters::Counters;
-use super::device::{ActivateError, Activation, Queues, VirtioDevice};
+use super::device::{ActivateError, Activation, ActiveQueue, Queues, VirtioDevice};
 use super::rate_limiter::{Gate, SharedLimiter};
 use super::spec::device_type;
 use super::sys;
 use super::worker::{Quiesce, Workers};
 use crate::config;
+use crate::log::one_line;
 
 pub use self::shared::NetControl;
 pub use self::spec::MAX_PAIRS;
 pub use self::tap::TapError;
 pub use self::tun::MAX_NAME_BYTES;
+pub use self::vhost::VhostError;
 
 const QUEUE_SIZE: u16 = 256;
 const COMMANDS_SIZE: u16 = 64;
@@ -92,6 +100,8 @@ pub struct NetConfig {
     pub mac: Option<[u8; 6]>,
     /// Largest packet; without it, that of the tap.
     pub mtu: Option<u16>,
+    /// The host's kernel moves the frames. For taps only, and without limits.
+    pub vhost: bool,
     /// Most queue pairs, at most [`MAX_PAIRS`].
     pub pairs: u16,
     /// Limits of the way to the guest.
@@ -113,6 +123,7 @@ impl NetConfig {
             backend,
             mac: interface.guest_mac.map(|mac| mac.0),
             mtu: interface.mtu,
+            vhost: interface.vhost,
             pairs: u16::from(vcpus).clamp(1, MAX_PAIRS),
             rx_limits: interface.rx_rate_limiter,
             tx_limits: interface.tx_rate_limiter,
@@ -131,6 +142,15 @@ pub enum NetError {
         /// What is wrong with the tap.
         #[source]
         source: TapError,
+    },
+    /// The kernel can't move the frames.
+    #[error("Interface {id}: {source}")]
+    Vhost {
+        /// Interface.
+        id: String,
+        /// What is wrong with vhost-net.
+        #[source]
+        source: VhostError,
     },
     /// No peer.
     #[error("Interface {id} can't connect to the socket at {}", path.display())]
@@ -158,7 +178,46 @@ pub struct Net {
     stream: Option<Box<FrameStream>>,
     shared: Arc<Shared>,
     counters: Arc<Counters>,
-    workers: Workers<PairService>,
+    engine: Engine,
+}
+
+/// Who moves frames.
+enum Engine {
+    /// A worker for each queue pair.
+    Workers(Workers<PairService>),
+    /// The host's kernel, and a worker that passes on what it says.
+    Vhost(Arc<Vhost>, Workers<Relay>),
+}
+
+impl Quiesce for Engine {
+    fn pause(&self) {
+        match self {
+            Self::Workers(workers) => workers.pause(),
+            Self::Vhost(vhost, relay) => {
+                relay.pause();
+                vhost.pause();
+            }
+        }
+    }
+
+    fn resume(&self) {
+        match self {
+            Self::Workers(workers) => workers.resume(),
+            Self::Vhost(vhost, relay) => {
+                vhost.resume();
+                relay.resume();
+            }
+        }
+    }
+}
+
+/// Who moves the frames of an interface, as the metrics call it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum EngineKind {
+    /// Workers of the monitor.
+    Workers,
+    /// The host's kernel.
+    Vhost,
 }
 
 impl Net {
@@ -174,6 +233,8 @@ impl Net {
             Backend::Socket(_) => None,
         };
         let tap = tap.map(Arc::new);
+        let vhost_error = |source| NetError::Vhost { id: config.id.clone(), source };
+        let vhost = tap.as_ref().filter(|_| config.vhost).map(Vhost::open).transpose().map_err(vhost_error)?;
         let stream = match &config.backend {
             Backend::Socket(path) => Some(Box::new(connect(&config.id, path)?)),
             _ => None,
@@ -186,7 +247,7 @@ impl Net {
         let limiter =
             |limits: &Option<config::RateLimiter>| SharedLimiter::new(limits.as_ref()).map_err(NetError::Event);
         let (rx, tx) = (limiter(&config.rx_limits)?, limiter(&config.tx_limits)?);
-        let shared = Shared::new(&config.id, pairs, tap.clone(), rx, tx).map_err(NetError::Event)?;
+        let shared = Shared::new(&config.id, pairs, tap.clone(), vhost.clone(), rx, tx).map_err(NetError::Event)?;
         let mtu = tap.as_ref().map_or(config.mtu, |tap| tap.mtu()).filter(|mtu| *mtu >= MIN_MTU);
         Ok(Self {
             mac: config.mac,
@@ -197,13 +258,52 @@ impl Net {
             stream,
             shared,
             counters: Arc::default(),
-            workers: Workers::default(),
+            engine: match vhost {
+                Some(vhost) => Engine::Vhost(vhost, Workers::default()),
+                None => Engine::Workers(Workers::default()),
+            },
         })
     }
 
     /// A handle to change the device while it runs.
     pub fn control(&self) -> NetControl {
         NetControl(Arc::clone(&self.shared))
+    }
+
+    /// Hands the rings to the kernel.
+    fn start_vhost(
+        &mut self,
+        vhost: &Arc<Vhost>,
+        frames: Vec<[ActiveQueue; 2]>,
+        commands: Option<Commands>,
+        activation: &Activation,
+    ) -> Result<(), ActivateError> {
+        let Some(tap) = self.tap.clone() else { return Err(ActivateError("There is no tap".to_owned())) };
+        let (features, memory, interrupt) = (activation.driver_features, &activation.memory, &activation.interrupt);
+        let usable = u16::try_from(frames.len()).unwrap_or(0);
+        let mut events = Vec::new();
+        for (pair, queues) in (0u16..).zip(frames) {
+            let set_up = vhost.set_up(pair, queues, features, memory, interrupt);
+            events.extend(set_up.map_err(|error| ActivateError(one_line(&error)))?);
+        }
+        if usable == 0 {
+            return Err(ActivateError("The queues of the first pair are not enabled".to_owned()));
+        }
+        let relay = Relay {
+            vhost: Arc::clone(vhost),
+            tap,
+            events,
+            commands,
+            shared: Arc::clone(&self.shared),
+            memory: memory.clone(),
+            interrupt: Arc::clone(interrupt),
+            counters: Arc::clone(&self.counters),
+            next_look: Instant::now(),
+        };
+        let Engine::Vhost(_, workers) = &mut self.engine else { return Ok(()) };
+        workers.start("net", [relay])?;
+        self.shared.start(usable);
+        Ok(())
     }
 
     fn port(&mut self, pair: u16) -> Result<Port, ActivateError> {
@@ -247,6 +347,21 @@ impl Net {
     }
 }
 
+/// Takes the queues of frames out, pair by pair, up to the first that the driver hasn't set up as a whole.
+fn take_frame_queues(activation: &mut Activation, pairs: u16) -> Vec<[ActiveQueue; 2]> {
+    let (frames, others) =
+        std::mem::take(&mut activation.queues).into_iter().partition(|queue| queue.index < 2 * pairs);
+    activation.queues = others;
+    let mut frames: Vec<ActiveQueue> = frames;
+    let mut taken = Vec::new();
+    for pair in 0..pairs {
+        let mut take = |index| frames.iter().position(|queue| queue.index == index).map(|at| frames.swap_remove(at));
+        let (Some(rx), Some(tx)) = (take(2 * pair), take(2 * pair + 1)) else { break };
+        taken.push([rx, tx]);
+    }
+    taken
+}
+
 fn connect(id: &str, path: &std::path::Path) -> Result<FrameStream, NetError> {
     let fail = |source| NetError::Connect { id: id.to_owned(), path: path.to_owned(), source };
     FrameStream::new(sys::connect_unix(path).map_err(fail)?).map_err(fail)
@@ -271,7 +386,10 @@ impl VirtioDevice for Net {
         let when = |condition, bits| if condition { bits } else { 0 };
         let tap = self.tap.as_ref().map_or(0, |tap| tap.features() | feature::CTRL_VQ | feature::CTRL_GUEST_OFFLOADS);
         feature::STATUS
-            | feature::MRG_RXBUF
+            | match &self.engine {
+                Engine::Workers(_) => feature::MRG_RXBUF,
+                Engine::Vhost(vhost, _) => vhost.features(),
+            }
             | tap
             | when(self.mac.is_some(), feature::MAC)
             | when(self.mtu.is_some(), feature::MTU)
@@ -298,13 +416,20 @@ impl VirtioDevice for Net {
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
         let features = activation.driver_features;
-        let mut queues = activation.queues(&self.counters);
         let pairs = if features & feature::MQ != 0 { self.pairs } else { 1 };
+        let frames = match &self.engine {
+            Engine::Vhost(..) => take_frame_queues(&mut activation, pairs),
+            Engine::Workers(_) => Vec::new(),
+        };
+        let mut queues = activation.queues(&self.counters);
         // The control queue comes behind the pairs that were negotiated (section 5.1.2).
         let commands = (features & feature::CTRL_VQ != 0).then(|| queues.take(2 * pairs).ok()).flatten();
         let mut commands = commands.map(|queue| Commands::new(queue, Arc::clone(&self.shared), features));
         if self.shared.set_guest_offloads(features & feature::GUEST_OFFLOADS).is_none() {
             return Err(ActivateError("The tap refuses the offloads that were negotiated".to_owned()));
+        }
+        if let Engine::Vhost(vhost, _) = &self.engine {
+            return self.start_vhost(&Arc::clone(vhost), frames, commands, &activation);
         }
         let mut services = vec![self.service(0, &mut queues, commands.take(), &activation)?];
         for pair in 1..pairs {
@@ -314,21 +439,30 @@ impl VirtioDevice for Net {
                 Err(_) => break,
             }
         }
+        let Engine::Workers(workers) = &mut self.engine else { return Ok(()) };
         self.shared.start(u16::try_from(services.len()).unwrap_or(0));
-        Ok(self.workers.start("net", services)?)
+        Ok(workers.start("net", services)?)
     }
 
     fn reset(&mut self) {
-        for service in self.workers.stop() {
-            if let Port::Stream(stream) = service.into_port() {
-                self.stream = Some(stream);
+        match &mut self.engine {
+            Engine::Workers(workers) => {
+                for service in workers.stop() {
+                    if let Port::Stream(stream) = service.into_port() {
+                        self.stream = Some(stream);
+                    }
+                }
+            }
+            Engine::Vhost(vhost, relay) => {
+                relay.stop();
+                vhost.reset();
             }
         }
         self.shared.stop();
     }
 
     fn workers(&self) -> &dyn Quiesce {
-        &self.workers
+        &self.engine
     }
 }
 
@@ -338,3 +472,6 @@ mod net_test;
 #[cfg(test)]
 #[path = "tap_test.rs"]
 mod tap_test;
+#[cfg(test)]
+#[path = "vhost_test.rs"]
+mod vhost_test;

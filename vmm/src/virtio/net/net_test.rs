@@ -42,6 +42,7 @@ fn config(directory: &TempDir) -> NetConfig {
         backend: Backend::Socket(directory.path().join("s")),
         mac: Some([2, 0, 0, 0, 0, 9]),
         mtu: Some(9000),
+        vhost: false,
         pairs: 1,
         rx_limits: None,
         tx_limits: None,

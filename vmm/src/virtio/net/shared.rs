@@ -6,8 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::EngineKind;
 use super::spec::{Offloads, STATUS_LINK_UP};
 use super::tap::Tap;
+use super::vhost::Vhost;
 use crate::config;
 use crate::virtio::rate_limiter::SharedLimiter;
 
@@ -20,6 +22,8 @@ pub struct Shared {
     /// Limits of the way from the guest.
     pub tx_limiter: Arc<SharedLimiter>,
     tap: Option<Arc<Tap>>,
+    /// Moves the frames in place of workers.
+    vhost: Option<Arc<Vhost>>,
     /// The user wants the link to be up.
     wanted_up: AtomicBool,
     /// The other side is lost for good.
@@ -39,6 +43,7 @@ impl Shared {
         id: &str,
         pairs: u16,
         tap: Option<Arc<Tap>>,
+        vhost: Option<Arc<Vhost>>,
         rx_limiter: Arc<SharedLimiter>,
         tx_limiter: Arc<SharedLimiter>,
     ) -> io::Result<Arc<Self>> {
@@ -47,6 +52,7 @@ impl Shared {
             rx_limiter,
             tx_limiter,
             tap,
+            vhost,
             wanted_up: AtomicBool::new(true),
             lost: AtomicBool::new(false),
             guest_offloads: AtomicU64::new(0),
@@ -74,7 +80,7 @@ impl Shared {
     /// The other side is lost for good. True for the first who notices.
     pub fn lose(&self) -> bool {
         let first = !self.lost.swap(true, Ordering::AcqRel);
-        self.tell_workers();
+        self.link_changed();
         first
     }
 
@@ -127,15 +133,28 @@ impl Shared {
             *used = number < count;
             // The last queue stays, so that the interface keeps its carrier.
             let attached = *used || number == 0;
+            if let Some(vhost) = self.vhost.as_ref().filter(|_| !*used) {
+                vhost.set_used(number, false);
+            }
             if let Some(tap) = &self.tap
                 && tap.set_attached(number, attached).is_err()
                 && attached
             {
                 *used = false;
             }
+            if let Some(vhost) = self.vhost.as_ref().filter(|_| *used) {
+                vhost.set_used(number, true);
+            }
         }
         self.tell_workers();
         Some(())
+    }
+
+    fn link_changed(&self) {
+        if let Some(vhost) = &self.vhost {
+            vhost.set_link(self.is_up());
+        }
+        self.tell_workers();
     }
 
     fn tell_workers(&self) {
@@ -156,8 +175,13 @@ impl NetControl {
         if let Some(tap) = &self.0.tap {
             tap.set_carrier(up);
         }
-        self.0.tell_workers();
+        self.0.link_changed();
         before != self.0.is_up()
+    }
+
+    /// Who moves frames.
+    pub fn engine(&self) -> EngineKind {
+        if self.0.vhost.is_some() { EngineKind::Vhost } else { EngineKind::Workers }
     }
 
     /// Whether the link is up.

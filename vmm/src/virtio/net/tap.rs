@@ -156,7 +156,12 @@ impl Tap {
 
     /// Descriptor of a queue.
     pub fn queue(&self, pair: u16) -> Option<BorrowedFd<'_>> {
-        self.queues.get(usize::from(pair)).map(AsFd::as_fd)
+        self.file(pair).map(AsFd::as_fd)
+    }
+
+    /// File of a queue.
+    pub fn file(&self, pair: u16) -> Option<&File> {
+        self.queues.get(usize::from(pair))
     }
 
     fn set_up(&mut self) -> Result<(), TapError> {

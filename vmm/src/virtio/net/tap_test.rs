@@ -21,30 +21,31 @@ use super::{Backend, Net, NetConfig, NetControl};
 use crate::virtio::spec::feature as ring_feature;
 use crate::virtio::testing::{Driver, Machine, Part, wait_for};
 
-const GUEST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
+pub(super) const GUEST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
 const RX: usize = 0;
 const TX: usize = 1;
 
-fn config(pairs: u16) -> NetConfig {
+pub(super) fn config(pairs: u16) -> NetConfig {
     NetConfig {
         id: "eth0".to_owned(),
         backend: Backend::Tap("tap7".to_owned()),
         mac: Some(GUEST_MAC),
         mtu: None,
+        vhost: false,
         pairs,
         rx_limits: None,
         tx_limits: None,
     }
 }
 
-fn ip(arguments: &str) -> String {
+pub(super) fn ip(arguments: &str) -> String {
     let output = Command::new("ip").args(arguments.split(' ')).output().unwrap();
     let text = [output.stdout, output.stderr].concat();
     String::from_utf8(text).unwrap()
 }
 
 /// This thread and those that it starts get a network of their own.
-fn own_network() -> bool {
+pub(super) fn own_network() -> bool {
     let possible = unshare(CloneFlags::CLONE_NEWNET).is_ok() && Net::new(&config(1)).is_ok();
     if possible {
         wait_until_gone();
@@ -56,19 +57,23 @@ fn own_network() -> bool {
 
 /// Waits for the end of a tap whose device was dropped: a child that another test starts at that moment has its
 /// descriptor, too, until it executes its program.
-fn wait_until_gone() {
+pub(super) fn wait_until_gone() {
     wait_for("the tap to disappear", || ip("link show tap7").contains("does not exist"));
 }
 
-struct Guest {
-    machine: Arc<Machine>,
-    driver: Driver,
-    control: NetControl,
+pub(super) struct Guest {
+    pub(super) machine: Arc<Machine>,
+    pub(super) driver: Driver,
+    pub(super) control: NetControl,
 }
 
 impl Guest {
-    fn new(pairs: u16, without: u64) -> Self {
-        let net = Net::new(&config(pairs)).unwrap();
+    pub(super) fn new(pairs: u16, without: u64) -> Self {
+        Self::of(&config(pairs), without)
+    }
+
+    pub(super) fn of(config: &NetConfig, without: u64) -> Self {
+        let net = Net::new(config).unwrap();
         let control = net.control();
         let machine = Machine::new();
         let mut driver = machine.plug(Box::new(net));
@@ -84,7 +89,7 @@ impl Guest {
     }
 
     /// Receives frames until one is UDP with this source port; returns header and frame.
-    fn receive_udp(&mut self, queue: usize, port: u16) -> (Vec<u8>, Vec<u8>) {
+    pub(super) fn receive_udp(&mut self, queue: usize, port: u16) -> (Vec<u8>, Vec<u8>) {
         for _ in 0..100 {
             let address = self.machine.allocate(2048);
             self.driver.queues[queue].add(&[Part { address, len: 2048, writable: true }]);
@@ -99,7 +104,24 @@ impl Guest {
         (Vec::new(), Vec::new())
     }
 
-    fn command(&mut self, queue: usize, class: u8, kind: u8, data: &[u8]) -> u8 {
+    /// Sends "data" from port 5000 to port 4000 of the host, with an open checksum.
+    pub(super) fn send_udp(&mut self, queue: usize) {
+        let mac = ip("-o link show tap7").split("link/ether ").nth(1).unwrap()[..17].to_owned();
+        let mac: Vec<u8> = mac.split(':').map(|part| u8::from_str_radix(part, 16).unwrap()).collect();
+        let mut packet = vec![0x45, 0, 0, 32, 0, 0, 0, 0, 64, 17, 0, 0, 10, 9, 0, 2, 10, 9, 0, 1];
+        let sum = !ones_sum(&packet, 0);
+        packet[10..12].copy_from_slice(&sum.to_be_bytes());
+        packet.extend([0x13, 0x88, 0x0f, 0xa0, 0, 12]);
+        packet.extend(ones_sum(&packet[12..20], 17 + 12).to_be_bytes());
+        packet.extend(b"data");
+        let bytes = [&[1, 0, 0, 0, 0, 0, 34, 0, 6, 0, 0, 0], &mac[..], &GUEST_MAC, &[8, 0], &packet].concat();
+        let address = self.machine.allocate(100);
+        self.machine.write(address, &bytes);
+        self.driver.queues[queue].add(&[Part { address, len: bytes.len() as u32, writable: false }]);
+        self.driver.queues[queue].kick();
+    }
+
+    pub(super) fn command(&mut self, queue: usize, class: u8, kind: u8, data: &[u8]) -> u8 {
         let bytes = [&[class, kind], data].concat();
         self.driver.queues[queue].request(&bytes, 1)[0]
     }
@@ -166,19 +188,7 @@ fn the_host_completes_a_checksum_of_the_guest() {
     let mut guest = Guest::new(1, 0);
     let socket = UdpSocket::bind("10.9.0.1:4000").unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-    let mac = ip("-o link show tap7").split("link/ether ").nth(1).unwrap()[..17].to_owned();
-    let mac: Vec<u8> = mac.split(':').map(|part| u8::from_str_radix(part, 16).unwrap()).collect();
-    let mut packet = vec![0x45, 0, 0, 32, 0, 0, 0, 0, 64, 17, 0, 0, 10, 9, 0, 2, 10, 9, 0, 1];
-    let sum = !ones_sum(&packet, 0);
-    packet[10..12].copy_from_slice(&sum.to_be_bytes());
-    packet.extend([0x13, 0x88, 0x0f, 0xa0, 0, 12]);
-    packet.extend(ones_sum(&packet[12..20], 17 + 12).to_be_bytes());
-    packet.extend(b"data");
-    let bytes = [&[1, 0, 0, 0, 0, 0, 34, 0, 6, 0, 0, 0], &mac[..], &GUEST_MAC, &[8, 0], &packet].concat();
-    let address = guest.machine.allocate(100);
-    guest.machine.write(address, &bytes);
-    guest.driver.queues[TX].add(&[Part { address, len: bytes.len() as u32, writable: false }]);
-    guest.driver.queues[TX].kick();
+    guest.send_udp(TX);
     let mut got = [0; 10];
     assert_eq!(socket.recv(&mut got).unwrap(), 4);
     assert_eq!(&got[..4], b"data");
