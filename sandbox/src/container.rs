@@ -24,6 +24,8 @@ use crate::sandbox::{Sandbox, Shared};
 use crate::shared_dir::{BindMount, ContainerMounts, ROOTFS};
 use crate::token_gate::Pending;
 
+pub use hull_protocol::agent::{ContainerStatsResponse as ContainerStats, DeviceIo};
+
 /// How long the agent may take to connect the streams of a process that it has made.
 const STREAM_TIMEOUT: Duration = Duration::from_secs(10);
 

@@ -197,11 +197,18 @@ impl Monitor {
 
     /// Waits for the end.
     pub(crate) async fn ended(&self) -> Arc<VmEnd> {
+        self.watch().await
+    }
+
+    /// As [`Monitor::ended`], without holding the monitor.
+    pub(crate) fn watch(&self) -> impl Future<Output = Arc<VmEnd>> + Send + use<> {
         let mut end = self.end.clone();
-        match end.wait_for(Option::is_some).await {
-            Ok(end) => end.clone().unwrap_or_default(),
-            // The task is gone with the monitor.
-            Err(_) => Arc::default(),
+        async move {
+            match end.wait_for(Option::is_some).await {
+                Ok(end) => end.clone().unwrap_or_default(),
+                // The task is gone with the monitor.
+                Err(_) => Arc::default(),
+            }
         }
     }
 

@@ -4,6 +4,7 @@
 //! process that created the sandbox) holds a `flock` on that directory as long as it lives; a directory that nobody holds
 //! is stale and is removed when the next sandbox is created. The root itself is locked while names and directories change.
 
+use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -253,10 +254,11 @@ fn is_held(path: &Path) -> bool {
         .is_ok_and(|dir| matches!(Flock::lock(dir, FlockArg::LockExclusiveNonblock), Err((_, Errno::EWOULDBLOCK))))
 }
 
-/// Its owner died before the first record was complete.
+/// Its owner died before the first record was complete, or its monitor, which removes files only, has left directories in which
+/// the owner had mounted.
 fn is_unfinished(path: &Path) -> bool {
-    fs::read_dir(path)
-        .is_ok_and(|mut entries| entries.all(|entry| entry.is_ok_and(|entry| entry.file_name() == NEW_RECORD)))
+    let known = |name: &OsStr| name == NEW_RECORD || shared_dir::DIRECTORIES.iter().any(|directory| name == *directory);
+    fs::read_dir(path).is_ok_and(|mut entries| entries.all(|entry| entry.is_ok_and(|entry| known(&entry.file_name()))))
 }
 
 fn write_record(dir: &Path, record: &SandboxRecord) -> Result<(), SandboxError> {
@@ -349,15 +351,18 @@ mod tests {
         let stale = dir.path().join("00000000000a");
         let foreign = dir.path().join("00000000000b");
         let unfinished = dir.path().join("00000000000c");
+        let left = dir.path().join("00000000000d");
         let other = dir.path().join("notes");
-        for path in [&stale, &foreign, &unfinished, &other] {
+        for path in [&stale, &foreign, &unfinished, &left, &other] {
             fs::create_dir(path).unwrap();
         }
+        fs::create_dir(left.join("shared")).unwrap();
+        fs::create_dir(left.join("export")).unwrap();
         fs::write(stale.join(RECORD), "{}").unwrap();
         fs::write(foreign.join("letter"), "dear").unwrap();
         fs::write(unfinished.join(NEW_RECORD), "{").unwrap();
         let held = root.create(&record("0123456789ab", "one")).unwrap();
-        assert!(!stale.exists() && !unfinished.exists());
+        assert!(!stale.exists() && !unfinished.exists() && !left.exists());
         assert!(foreign.exists() && other.exists() && held.path().exists());
     }
 

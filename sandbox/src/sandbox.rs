@@ -23,6 +23,8 @@ use crate::token_gate::{Pending, TokenGate};
 
 /// How long a guest may take until its agent reports.
 pub const READY_TIMEOUT: Duration = Duration::from_secs(60);
+/// Variable that gives a guest more or less time than [`READY_TIMEOUT`], in seconds: for hosts that are very slow.
+const READY_TIMEOUT_VARIABLE: &str = "HULL_BOOT_TIMEOUT";
 /// How long a monitor may take to end when it is asked to.
 const TERMINATE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a killed process may take to be gone.
@@ -34,6 +36,15 @@ const REASON_TIMEOUT: Duration = Duration::from_secs(6);
 
 /// The agent may have to wait for an earlier change of the machine.
 const NETWORK_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a guest may take on this host: [`READY_TIMEOUT`], unless `$HULL_BOOT_TIMEOUT` says otherwise.
+pub fn ready_timeout() -> Duration {
+    std::env::var(READY_TIMEOUT_VARIABLE)
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .filter(|seconds| (1..=3600).contains(seconds))
+        .map_or(READY_TIMEOUT, Duration::from_secs)
+}
 
 pub(crate) const VSOCK_NAME: &str = "v";
 pub(crate) const CONTROL_NAME: &str = "api";
@@ -171,6 +182,11 @@ impl Sandbox {
     /// Waits until the VM has ended, and says how.
     pub async fn ended(&self) -> Arc<VmEnd> {
         self.shared.monitor.ended().await
+    }
+
+    /// As [`Sandbox::ended`], without holding the sandbox.
+    pub fn watch_end(&self) -> impl Future<Output = Arc<VmEnd>> + Send + use<> {
+        self.shared.monitor.watch()
     }
 
     /// Powers the VM off through its agent, so that its disks are in order, then tears down as [`Sandbox::shutdown`].

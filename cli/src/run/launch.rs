@@ -2,12 +2,11 @@
 
 use std::fs::File;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use hull_sandbox::container::{ProcessIo, TerminalSize};
 use hull_sandbox::runtime_dir::SandboxStatus;
-use hull_sandbox::sandbox::READY_TIMEOUT;
+use hull_sandbox::sandbox::ready_timeout;
 use hull_sandbox::{ContainerConfig, Drive, RuntimeRoot, SandboxConfig, SandboxError, SandboxRecord, locate, spec};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
@@ -129,13 +128,4 @@ impl Launch {
         };
         self.drives.iter().map(lease).collect()
     }
-}
-
-/// `HULL_BOOT_TIMEOUT` in seconds is for hosts that are very slow.
-fn ready_timeout() -> Duration {
-    std::env::var("HULL_BOOT_TIMEOUT")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .filter(|seconds| (1..=3600).contains(seconds))
-        .map_or(READY_TIMEOUT, Duration::from_secs)
 }

@@ -33,6 +33,8 @@ pub use mounts::{BindMount, BundleRoot, ContainerMounts, RootMount};
 
 const SHARED: &str = "shared";
 const EXPORT: &str = "export";
+/// Names in the runtime directory of a sandbox that shares a directory, those of mount points.
+pub(crate) const DIRECTORIES: [&str; 2] = [EXPORT, SHARED];
 /// The tmpfs holds mount points only.
 const TMPFS_OPTIONS: &str = "mode=700,size=4m,nr_inodes=32k";
 const NONE: Option<&str> = None;
@@ -130,7 +132,7 @@ impl SharedDir {
 /// Takes away the shared directory in `runtime_dir`, if it has one, with everything that is mounted there. The sources stay
 /// as they are.
 pub fn remove(runtime_dir: &Path) -> io::Result<()> {
-    for name in [EXPORT, SHARED] {
+    for name in DIRECTORIES {
         let path = runtime_dir.join(name);
         unmount(&path)?;
         // Fails if it is still a mount point.
