@@ -13,7 +13,7 @@ cache := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/hull
 release := target/x86_64-unknown-linux-gnu/release
 agent := target/x86_64-unknown-linux-gnu/guest/hull-agent
 # Programs that are installed; the agent goes into the initramfs.
-programs := hull hull-vmm
+programs := hull hull-vmm containerd-shim-kata-v2
 # Images for tests and the demonstration: made outside the clone, so that a fresh clone finds them.
 images := $(cache)/images
 scripts := tests/*.sh tests/images/*.sh tests/testbed/run tests/testbed/selftest.sh \

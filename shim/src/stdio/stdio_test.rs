@@ -1,0 +1,181 @@
+//! Streams with clients that are late, slow, gone, or don't close.
+
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::net::unix::pipe::OpenOptions;
+use tokio::time::timeout;
+
+use super::*;
+
+const SOON: Duration = Duration::from_secs(20);
+const OWNER: Owner<'_> = Owner { namespace: "default", container_id: "c" };
+
+struct Ends {
+    dir: tempfile::TempDir,
+    stdio: Stdio,
+}
+
+impl Ends {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| {
+            let path = dir.path().join(name);
+            nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+            path.to_str().unwrap().to_owned()
+        };
+        let stdio = Stdio { stdin: path("in"), stdout: path("out"), stderr: path("err"), terminal: false };
+        Self { dir, stdio }
+    }
+
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.dir.path().join(name)
+    }
+}
+
+/// The process's ends of its streams.
+struct Guest {
+    stdin: UnixStream,
+    stdout: UnixStream,
+    stderr: UnixStream,
+}
+
+fn streams() -> (ProcessStreams, Guest) {
+    let pair = || UnixStream::pair().unwrap();
+    let ((stdin, a), (stdout, b), (stderr, c)) = (pair(), pair(), pair());
+    let streams = ProcessStreams { stdin: Some(stdin), stdout: Some(stdout), stderr: Some(stderr) };
+    (streams, Guest { stdin: a, stdout: b, stderr: c })
+}
+
+async fn start(stdio: &Stdio) -> (Pumps, Guest) {
+    let (streams, guest) = streams();
+    (stdio.open(OWNER).await.unwrap().connect(streams), guest)
+}
+
+async fn read_to_end(path: &Path) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    OpenOptions::new().open_receiver(path).unwrap().read_to_end(&mut bytes).await.unwrap();
+    bytes
+}
+
+#[tokio::test]
+async fn output_reaches_a_reader_that_comes_late_and_ends_with_the_process() {
+    let ends = Ends::new();
+    let (pumps, mut guest) = start(&ends.stdio).await;
+    guest.stdout.write_all(b"out").await.unwrap();
+    guest.stderr.write_all(b"err").await.unwrap();
+    tokio::task::yield_now().await;
+    let (out, err) = (ends.path("out"), ends.path("err"));
+    let (mut reader, mut other) =
+        (OpenOptions::new().open_receiver(out).unwrap(), OpenOptions::new().open_receiver(err).unwrap());
+    drop((guest.stdout, guest.stderr));
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    let both = async { tokio::join!(reader.read_to_end(&mut stdout), other.read_to_end(&mut stderr)) };
+    let (a, b) = timeout(SOON, both).await.unwrap();
+    (a.unwrap(), b.unwrap());
+    assert_eq!((stdout.as_slice(), stderr.as_slice()), (&b"out"[..], &b"err"[..]));
+    pumps.finish(SOON).await;
+}
+
+#[tokio::test]
+async fn a_reader_that_goes_away_ends_nothing_and_the_next_gets_what_follows() {
+    let ends = Ends::new();
+    let (pumps, mut guest) = start(&ends.stdio).await;
+    let mut first = OpenOptions::new().open_receiver(ends.path("out")).unwrap();
+    guest.stdout.write_all(b"one").await.unwrap();
+    let mut bytes = [0; 3];
+    timeout(SOON, first.read_exact(&mut bytes)).await.unwrap().unwrap();
+    drop(first);
+    guest.stdout.write_all(b"two").await.unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let mut second = OpenOptions::new().open_receiver(ends.path("out")).unwrap();
+    timeout(SOON, second.read_exact(&mut bytes)).await.unwrap().unwrap();
+    assert_eq!(&bytes, b"two");
+    drop(pumps);
+}
+
+#[tokio::test]
+async fn a_reader_that_does_not_read_holds_up_its_own_stream_only() {
+    let ends = Ends::new();
+    let (pumps, mut guest) = start(&ends.stdio).await;
+    let flood = tokio::spawn(async move {
+        let _ = guest.stdout.write_all(&vec![b'x'; 4 << 20]).await;
+    });
+    let mut err = OpenOptions::new().open_receiver(ends.path("err")).unwrap();
+    guest.stderr.write_all(b"still here").await.unwrap();
+    let mut bytes = [0; 10];
+    timeout(SOON, err.read_exact(&mut bytes)).await.unwrap().unwrap();
+    assert!(!flood.is_finished(), "it waits for its reader");
+    pumps.abandon_output();
+    timeout(SOON, flood).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn input_ends_when_it_is_closed_here_and_there_and_nothing_of_it_is_lost() {
+    let ends = Ends::new();
+    let (pumps, mut guest) = start(&ends.stdio).await;
+    let mut client = OpenOptions::new().open_sender(ends.path("in")).unwrap();
+    client.write_all(b"first ").await.unwrap();
+    drop(client);
+    // Another client may come as long as nobody has said that this was all.
+    let mut client = OpenOptions::new().open_sender(ends.path("in")).unwrap();
+    pumps.close_stdin();
+    client.write_all(b"second").await.unwrap();
+    drop(client);
+    let mut bytes = Vec::new();
+    timeout(SOON, guest.stdin.read_to_end(&mut bytes)).await.unwrap().unwrap();
+    assert_eq!(bytes, b"first second");
+}
+
+#[tokio::test]
+async fn files_take_both_streams_behind_what_they_hold() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("logs/a");
+    let stdio = Stdio { stdout: format!("file://{}", path.display()), ..Stdio::default() };
+    for word in ["one", "two"] {
+        let (pumps, mut guest) = start(&stdio).await;
+        guest.stdout.write_all(word.as_bytes()).await.unwrap();
+        drop(guest);
+        pumps.finish(SOON).await;
+    }
+    let (pumps, mut guest) = start(&stdio).await;
+    guest.stderr.write_all(b"!").await.unwrap();
+    drop(guest);
+    pumps.finish(SOON).await;
+    assert_eq!(std::fs::read_to_string(path).unwrap(), "onetwo!");
+}
+
+#[tokio::test]
+async fn a_program_gets_both_streams_and_knows_whose_they_are() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let (script, result) = (dir.path().join("log"), dir.path().join("result"));
+    let text = "#!/bin/sh\nexec 5>&-\n{ echo $CONTAINER_NAMESPACE $CONTAINER_ID; cat <&3; cat <&4; } >$1\n";
+    std::fs::write(&script, text).unwrap();
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let stdout = format!("binary://{}?{}", script.display(), result.display());
+    let (pumps, mut guest) = start(&Stdio { stdout, ..Stdio::default() }).await;
+    guest.stdout.write_all(b"out ").await.unwrap();
+    guest.stderr.write_all(b"err").await.unwrap();
+    drop(guest);
+    pumps.finish(SOON).await;
+    assert_eq!(std::fs::read_to_string(result).unwrap(), "default c\nout err");
+}
+
+#[tokio::test]
+async fn what_can_not_be_opened_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = async |stdout: &str| {
+        let stdio = Stdio { stdout: stdout.into(), ..Stdio::default() };
+        stdio.open(OWNER).await.unwrap_err().to_string()
+    };
+    let missing = dir.path().join("none");
+    assert!(open(missing.to_str().unwrap()).await.contains("none"));
+    let regular = dir.path().join("file");
+    std::fs::write(&regular, "").unwrap();
+    assert!(open(regular.to_str().unwrap()).await.contains("file"));
+    assert!(open("tcp://1.2.3.4/").await.contains("tcp"));
+    assert!(open("binary:///no/such/program").await.contains("/no/such/program"));
+}

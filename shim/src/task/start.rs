@@ -1,0 +1,63 @@
+//! Start: of a created task, or of another process in it.
+
+use std::sync::Arc;
+
+use containerd_shim_protos::api::StartRequest;
+use hull_sandbox::container::{ProcessIo, TerminalSize};
+
+use super::process::{Guest, Phase, Process};
+use super::shim::{Exec, Shim, Task};
+use super::watch;
+use crate::error::{TaskError, one_line};
+use crate::events::Event;
+use crate::stdio::Owner;
+
+/// Starts a process; the answer is the process identifier that stands for it.
+pub async fn start(shim: Arc<Shim>, request: StartRequest) -> Result<u32, TaskError> {
+    let task = shim.task(&request.id)?;
+    match request.exec_id.as_str() {
+        "" => start_task(&shim, &task).await?,
+        exec_id => {
+            let exec = task.exec(exec_id)?;
+            start_exec(&shim, &task, &exec).await?;
+        }
+    }
+    Ok(task.pid)
+}
+
+async fn start_task(shim: &Shim, task: &Task) -> Result<(), TaskError> {
+    let _turn = task.init.turn.lock().await;
+    created(&task.init, &task.id)?;
+    if let Some(container) = &task.container {
+        container.start().await.map_err(TaskError::making)?;
+    }
+    task.init.set_running();
+    shim.events.push(Event::start(&task.id, task.pid));
+    Ok(())
+}
+
+async fn start_exec(shim: &Arc<Shim>, task: &Arc<Task>, exec: &Exec) -> Result<(), TaskError> {
+    let process = &exec.process;
+    let _turn = process.turn.lock().await;
+    created(process, &process.exec_id)?;
+    task.init.running(&task.id)?;
+    let stdio = &process.stdio;
+    let owner = Owner { namespace: &shim.args.namespace, container_id: &task.id };
+    let opened = stdio.open(owner).await.map_err(|error| TaskError::invalid(one_line(&error)))?;
+    let io = ProcessIo { stdin: stdio.has_stdin(), terminal: stdio.terminal.then(TerminalSize::default) };
+    let started = task.container()?.exec(&process.exec_id, exec.spec.clone(), "", io).await;
+    let (guest, streams) = started.map_err(TaskError::making)?;
+    process.enter(Guest::Exec(guest), opened.connect(streams));
+    process.set_running();
+    shim.events.push(Event::exec_started(&task.id, &process.exec_id, task.pid));
+    watch::process(shim, task, process);
+    Ok(())
+}
+
+fn created(process: &Process, name: &str) -> Result<(), TaskError> {
+    match process.phase() {
+        Phase::Created => Ok(()),
+        Phase::Running => Err(TaskError::precondition(format!("Process {name} runs already"))),
+        Phase::Exited(_) => Err(TaskError::precondition(format!("Process {name} has ended"))),
+    }
+}

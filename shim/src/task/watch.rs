@@ -1,0 +1,92 @@
+//! Ends of processes, and kills for want of memory: seen as they happen, told once and in order.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hull_sandbox::SandboxError;
+
+use super::process::{Exit, KILLED, Process};
+use super::shim::{Shim, Task};
+use crate::error::one_line;
+use crate::events::Event;
+
+/// A container's processes end with its first: how long their ends may take to be told before its own.
+const EXECS_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long output that was handed over by a guest may take to reach its reader, once nothing more can come.
+const OUTPUT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Watches a task from its creation on.
+pub async fn task(shim: &Arc<Shim>, task: &Arc<Task>) {
+    if task.container.is_none() {
+        return vm(shim, task).await;
+    }
+    process(shim, task, &task.init);
+    let (shim, task) = (Arc::clone(shim), Arc::clone(task));
+    tokio::spawn(async move {
+        tokio::select! {
+            () = memory_kills(&shim, &task) => (),
+            _ = task.init.exited() => (),
+        }
+    });
+}
+
+/// Watches a process in the guest.
+pub fn process(shim: &Arc<Shim>, task: &Arc<Task>, process: &Arc<Process>) {
+    let (shim, task, process) = (Arc::clone(shim), Arc::clone(task), Arc::clone(process));
+    tokio::spawn(async move {
+        let Some(guest) = process.guest() else { return };
+        let exit = match guest.wait().await {
+            Ok(exit) => Exit::now(exit.status.into()),
+            Err(error) => lost(&task, &process, &error),
+        };
+        if process.exec_id.is_empty() {
+            for exec in task.execs().iter().filter(|exec| exec.process.is_running()) {
+                exec.process.exited_within(EXECS_TIMEOUT).await;
+            }
+        }
+        told(&shim, &task, &process, exit).await;
+        if let Some(pumps) = process.pumps() {
+            pumps.finish(OUTPUT_TIMEOUT).await;
+        }
+    });
+}
+
+/// The process's end can't be known, because the VM has ended or its agent does not answer.
+fn lost(task: &Task, process: &Process, error: &SandboxError) -> Exit {
+    let cause = one_line(error);
+    tracing::error!(task = task.id, exec = process.exec_id, cause, "a process was lost");
+    Exit::now(KILLED)
+}
+
+/// The pod's sandbox runs as long as the VM.
+async fn vm(shim: &Arc<Shim>, task: &Arc<Task>) {
+    let Some(ended) = shim.vm.read().await.as_ref().map(|sandbox| sandbox.watch_end()) else { return };
+    let (shim, task) = (Arc::clone(shim), Arc::clone(task));
+    tokio::spawn(async move {
+        tokio::select! {
+            end = ended => {
+                tracing::error!(task = task.id, cause = %end, "the pod's VM has ended");
+                told(&shim, &task, &task.init, Exit::now(KILLED)).await;
+            }
+            _ = task.init.exited() => (),
+        }
+    });
+}
+
+/// Tells the end of a process, after its start has been told.
+pub async fn told(shim: &Shim, task: &Task, process: &Process, exit: Exit) {
+    let _turn = process.turn.lock().await;
+    if process.set_exited(exit) {
+        shim.events.push(Event::exit(&task.id, &process.exec_id, task.pid, &exit));
+    }
+}
+
+async fn memory_kills(shim: &Shim, task: &Task) {
+    let Some(container) = &task.container else { return };
+    let mut seen = 0;
+    while let Ok(kills) = container.wait_oom(seen).await {
+        tracing::warn!(task = task.id, kills, "processes were killed for want of memory");
+        shim.events.push(Event::oom(&task.id));
+        seen = kills;
+    }
+}

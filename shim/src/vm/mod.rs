@@ -1,0 +1,97 @@
+//! From a bundle to a VM.
+
+mod size;
+mod usage;
+
+use std::fs;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use hull_sandbox::bundle::sandbox_settings;
+use hull_sandbox::runtime_dir::{SandboxStatus, new_id};
+use hull_sandbox::sandbox::ready_timeout;
+use hull_sandbox::timeline::Timeline;
+use hull_sandbox::{RuntimeRoot, Sandbox, SandboxConfig, SandboxError, SandboxRecord, locate};
+use oci_spec::runtime::Spec;
+
+use crate::bundle::{Bundle, Role, ShimRecord};
+use crate::error::TaskError;
+use crate::task::Shim;
+
+pub use usage::{Usage, usage};
+
+/// Names of images in annotations: of containerd's CRI, and of CRI-O.
+const IMAGE_ANNOTATIONS: [&str; 2] = ["io.kubernetes.cri.image-name", "io.kubernetes.cri-o.ImageName"];
+
+/// Boots the VM of a container that is alone in it, or of a pod.
+pub async fn start(shim: &Shim, id: &str, bundle: &Bundle, spec: &Spec, role: &Role) -> Result<(), TaskError> {
+    let mut vm = shim.vm.write().await;
+    if vm.is_some() {
+        return Err(TaskError::precondition("This shim has a VM already"));
+    }
+    let config = config(shim, id, spec, role)?;
+    let record = ShimRecord {
+        shim_pid: std::process::id(),
+        runtime_root: config.root.path().to_owned(),
+        sandbox_id: config.record.id.clone(),
+        monitor_pid: 0,
+    };
+    let write = |record: &ShimRecord| bundle.write_record(record).map_err(|error| TaskError::internal(&error));
+    // First of all: from here on `delete` can find what there is.
+    write(&record)?;
+    let mut sandbox = Sandbox::create(config, Arc::new(Timeline::default())).await?;
+    write(&ShimRecord { monitor_pid: sandbox.record().monitor_pid, ..record })?;
+    be_killed_like(sandbox.record().monitor_pid, spec);
+    if *role == Role::Sandbox {
+        sandbox.configure(sandbox_settings(spec)).await?;
+    }
+    sandbox.mark_running()?;
+    *vm = Some(sandbox);
+    Ok(())
+}
+
+fn config(shim: &Shim, id: &str, spec: &Spec, role: &Role) -> Result<SandboxConfig, SandboxError> {
+    let size = size::of(spec, role);
+    let process = spec.process().as_ref();
+    let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Ok(SandboxConfig {
+        record: SandboxRecord {
+            id: new_id()?,
+            name: format!("{}/{id}", shim.args.namespace),
+            image: image(spec),
+            command: process.and_then(|process| process.args().clone()).unwrap_or_default(),
+            created_s: created.as_secs(),
+            status: SandboxStatus::Starting,
+            owner_pid: std::process::id(),
+            monitor_pid: 0,
+            vcpus: size.vcpus,
+            memory_mib: size.memory_mib,
+            max_memory_mib: size.memory_mib,
+            stop_signal: libc::SIGTERM,
+            stop_timeout_s: 10,
+        },
+        max_vcpus: size.max_vcpus,
+        root: RuntimeRoot::open(&RuntimeRoot::default_path())?,
+        monitor: locate::monitor()?,
+        kernel: locate::kernel()?,
+        initramfs: locate::initramfs()?,
+        drives: Vec::new(),
+        shared_directory: true,
+        watchdog: false,
+        ready_timeout: ready_timeout(),
+    })
+}
+
+fn image(spec: &Spec) -> String {
+    let Some(annotations) = spec.annotations() else { return String::new() };
+    IMAGE_ANNOTATIONS.iter().find_map(|name| annotations.get(*name)).cloned().unwrap_or_default()
+}
+
+/// The monitor inherits this process's rank among those that are killed when the host's memory is short; it holds the
+/// container's memory, and so gets the container's rank.
+fn be_killed_like(monitor_pid: u32, spec: &Spec) {
+    let score = spec.process().as_ref().and_then(|process| process.oom_score_adj()).unwrap_or(0);
+    if let Err(error) = fs::write(format!("/proc/{monitor_pid}/oom_score_adj"), score.to_string()) {
+        tracing::debug!(%error, score, "the VM keeps its rank among processes to kill");
+    }
+}
