@@ -30,6 +30,8 @@ util-linux         | tests: losetup, for block devices and direct I/O
 curl               | tests: talks to the control API as people do
 docker-registry    | tests: a real registry to pull from
 skopeo             | tests: pushes images to it
+containerd         | tests: runs containers with Hull as its runtime
+runc               | tests: containerd's own runtime, with which Hull is compared
 iperf3             | tests: traffic between guest and host
 iproute2           | tests: tap interfaces
 passt              | tests: the peer of a network interface without a tap

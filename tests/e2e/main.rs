@@ -22,6 +22,7 @@ mod block;
 mod block_data;
 mod bundle;
 mod bundle_harness;
+mod containerd;
 mod control_api;
 mod hotplug;
 mod images;

@@ -1,0 +1,238 @@
+//! A containerd of its own for each test, with its state below one directory; at the end nothing of it may be left.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use sha2::{Digest, Sha256};
+use tempfile::TempDir;
+
+use crate::harness::{Run, image_dir, prefix, wait_for};
+
+/// Hull's runtime.
+pub const HULL: &str = "io.containerd.kata.v2";
+/// The one that it is compared with.
+pub const RUNC: &str = "io.containerd.runc.v2";
+
+/// Of the image that every containerd here has.
+pub const IMAGE: &str = "localhost/busybox:latest";
+
+pub struct Containerd {
+    dir: TempDir,
+    daemon: Option<Child>,
+    containers: Mutex<Vec<String>>,
+}
+
+impl Containerd {
+    /// Starts one and gives it the image.
+    pub fn start() -> Self {
+        // /run is a tmpfs: containerd's overlays can't be on another overlay, as a testbed's root is.
+        let dir = TempDir::with_prefix_in("hc", "/run").unwrap();
+        let config = format!(
+            "version = 2\nroot = \"{0}/root\"\nstate = \"{0}/state\"\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
+             [grpc]\naddress = \"{0}/c.sock\"\n[debug]\nlevel = \"debug\"\n",
+            dir.path().display()
+        );
+        fs::write(dir.path().join("config.toml"), config).unwrap();
+        let mut containerd = Self { dir, daemon: None, containers: Mutex::default() };
+        containerd.launch();
+        containerd.ctr(["images", "import", "--index-name", IMAGE, archive().to_str().unwrap()]).ok();
+        containerd
+    }
+
+    fn launch(&mut self) {
+        let log = fs::File::options().create(true).append(true).open(self.path("log")).unwrap();
+        let path = std::env::var("PATH").unwrap_or_default();
+        let child = Command::new("containerd")
+            .arg("--config")
+            .arg(self.path("config.toml"))
+            .env("PATH", format!("{}/bin:{path}", prefix().display()))
+            .env("HULL_RUNTIME_DIR", self.path("h"))
+            // Two at once in an emulated machine take long.
+            .env("HULL_BOOT_TIMEOUT", "170")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .process_group(0)
+            .spawn()
+            .unwrap();
+        self.daemon = Some(child);
+        wait_for("containerd to answer", || self.ctr(["version"]).code == Some(0));
+    }
+
+    /// Ends the daemon, as a crash would, and starts it again on the same state.
+    pub fn restart(&mut self) {
+        self.kill_daemon();
+        self.launch();
+    }
+
+    fn kill_daemon(&mut self) {
+        if let Some(mut daemon) = self.daemon.take() {
+            daemon.kill().unwrap();
+            daemon.wait().unwrap();
+        }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// containerd's log, in which the shims' messages are too.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.path("log")).unwrap()).into_owned()
+    }
+
+    /// `ctr ARGS...`, not yet started.
+    pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
+        let mut command = Command::new("ctr");
+        command
+            .arg("--address")
+            .arg(self.path("c.sock"))
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+
+    /// Runs `ctr ARGS...` to its end.
+    pub fn ctr<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Run {
+        Run::from(self.command(args).output().unwrap())
+    }
+
+    /// An identifier that no other container of these tests has: runc keeps those of all containerds in one place.
+    pub fn id(&self) -> String {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let id = format!("c{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        self.containers.lock().unwrap().push(id.clone());
+        id
+    }
+
+    /// The arguments of `ctr run` for a new container.
+    pub fn run_args(&self, runtime: &str, flags: &[&str], command: &[&str]) -> Vec<String> {
+        let mut args: Vec<String> = ["run", "--runtime", runtime].map(str::to_owned).into();
+        args.extend(flags.iter().map(|flag| (*flag).to_owned()));
+        args.extend([IMAGE.to_owned(), self.id()]);
+        args.extend(command.iter().map(|word| (*word).to_owned()));
+        args
+    }
+
+    /// `ctr run --rm FLAGS... COMMAND...`.
+    pub fn run(&self, runtime: &str, flags: &[&str], command: &[&str]) -> Run {
+        let flags: Vec<_> = ["--rm"].iter().chain(flags).copied().collect();
+        self.ctr(self.run_args(runtime, &flags, command))
+    }
+
+    /// Starts a container that runs `script` in the background; returns its identifier.
+    pub fn detached(&self, runtime: &str, flags: &[&str], script: &str) -> String {
+        let flags: Vec<_> = ["--detach", "--null-io"].iter().chain(flags).copied().collect();
+        let args = self.run_args(runtime, &flags, &["sh", "-c", script]);
+        self.ctr(&args).ok();
+        let image = args.iter().position(|arg| arg == IMAGE).unwrap();
+        args[image + 1].clone()
+    }
+
+    /// What `ctr task ls` says of a container: process identifier and status.
+    pub fn task(&self, id: &str) -> Option<(i32, String)> {
+        let list = self.ctr(["task", "ls"]).ok();
+        let mut words = list.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let row = words.find(|row| row.first() == Some(&id))?;
+        Some((row[1].parse().unwrap(), row[2].to_owned()))
+    }
+
+    pub fn wait_for_status(&self, id: &str, status: &str) {
+        wait_for(&format!("{id} to be {status}"), || self.task(id).is_some_and(|(_, is)| is == status));
+    }
+
+    /// Kills a container and deletes it with its task.
+    pub fn remove(&self, id: &str) {
+        self.ctr(["task", "kill", "--signal", "KILL", id]);
+        wait_for(&format!("{id} to end"), || self.task(id).is_none_or(|(_, status)| status == "STOPPED"));
+        self.ctr(["task", "rm", id]);
+        self.ctr(["container", "rm", id]).ok();
+    }
+
+    /// Processes named `name` that belong to this containerd.
+    pub fn processes(&self, name: &str) -> Vec<i32> {
+        let needle = self.dir.path().as_os_str().as_encoded_bytes();
+        let mut found = Vec::new();
+        for entry in fs::read_dir("/proc").unwrap().filter_map(Result::ok) {
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+            let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let program = line.split(|byte| *byte == 0).next().unwrap_or_default();
+            if program.ends_with(name.as_bytes()) && line.windows(needle.len()).any(|part| part == needle) {
+                found.push(pid);
+            }
+        }
+        found
+    }
+
+    pub fn shims(&self) -> Vec<i32> {
+        self.processes("containerd-shim-kata-v2")
+    }
+
+    pub fn monitors(&self) -> Vec<i32> {
+        self.processes("hull-vmm")
+    }
+
+    /// No shim, no VM, no socket, no mount and no directory of a container is left.
+    pub fn assert_nothing_left(&self) {
+        wait_for("shims and VMs to end", || self.shims().is_empty() && self.monitors().is_empty());
+        let sandboxes: Vec<_> =
+            fs::read_dir(self.path("h")).into_iter().flatten().map(|dir| dir.unwrap().path()).collect();
+        assert_eq!(sandboxes, Vec::<PathBuf>::new(), "left in the runtime directory");
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        let dir = self.dir.path().to_str().unwrap();
+        assert!(!mounts.contains(dir), "left mounted: {mounts}");
+        let bundles = self.path("state/io.containerd.runtime.v2.task/default");
+        let bundles: Vec<_> = fs::read_dir(bundles).into_iter().flatten().map(|dir| dir.unwrap().path()).collect();
+        assert_eq!(bundles, Vec::<PathBuf>::new(), "left bundles");
+        for id in self.containers.lock().unwrap().iter() {
+            let socket = self.socket(id);
+            assert!(!socket.exists(), "left the socket of {id}: {}", socket.display());
+        }
+    }
+
+    /// Where the shim of a container serves.
+    fn socket(&self, id: &str) -> PathBuf {
+        let name = self.path("c.sock").join("default").join(id);
+        let name = hex::encode(Sha256::digest(name.as_os_str().as_encoded_bytes()));
+        Path::new("/run/containerd/s").join(name)
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("containerd's log:\n{}", tail(&self.log(), 120));
+            for pid in self.shims().into_iter().chain(self.monitors()) {
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
+        } else {
+            self.assert_nothing_left();
+        }
+        self.kill_daemon();
+    }
+}
+
+fn tail(text: &str, count: usize) -> String {
+    let lines: Vec<_> = text.lines().filter(|line| !line.contains("loading plugin")).collect();
+    lines[lines.len().saturating_sub(count)..].join("\n")
+}
+
+/// The image as a tar file, which `ctr` wants.
+fn archive() -> &'static Path {
+    static ARCHIVE: OnceLock<PathBuf> = OnceLock::new();
+    ARCHIVE.get_or_init(|| {
+        let path = std::env::temp_dir().join(format!("hull-e2e-busybox-{}.tar", std::process::id()));
+        let tar = Command::new("tar").arg("-cf").arg(&path).arg("-C").arg(image_dir("busybox")).arg(".").status();
+        assert!(tar.unwrap().success());
+        path
+    })
+}

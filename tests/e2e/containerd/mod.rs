@@ -1,0 +1,8 @@
+//! containerd with Hull as a runtime: what `ctr` does with containerd's own runtime it does with `io.containerd.kata.v2`.
+
+mod exec;
+mod faults;
+mod harness;
+mod pods;
+mod run;
+mod tasks;

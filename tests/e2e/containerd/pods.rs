@@ -1,0 +1,62 @@
+//! Pods: one VM for the sandbox and all of its containers, as the annotations of containerd's CRI group them.
+
+use super::harness::{Containerd, HULL};
+
+const KIND: &str = "io.kubernetes.cri.container-type";
+const SANDBOX: &str = "io.kubernetes.cri.sandbox-id";
+
+fn member(containerd: &Containerd, sandbox: &str, script: &str) -> String {
+    let (kind, sandbox) = (format!("{KIND}=container"), format!("{SANDBOX}={sandbox}"));
+    containerd.detached(HULL, &["--annotation", &kind, "--annotation", &sandbox], script)
+}
+
+fn sandbox(containerd: &Containerd) -> String {
+    let kind = format!("{KIND}=sandbox");
+    containerd.detached(HULL, &["--annotation", &kind], "this is never run")
+}
+
+#[test]
+fn the_containers_of_a_pod_share_one_vm_and_end_one_by_one() {
+    let containerd = Containerd::start();
+    let pod = sandbox(&containerd);
+    let (one, two) = (member(&containerd, &pod, "sleep 600"), member(&containerd, &pod, "sleep 600"));
+    assert_eq!((containerd.shims().len(), containerd.monitors().len()), (1, 1));
+    for id in [&pod, &one, &two] {
+        assert_eq!(containerd.task(id).unwrap(), (containerd.monitors()[0], "RUNNING".into()), "{id}");
+    }
+    let exec = |id: &str| containerd.ctr(["task", "exec", "--exec-id", "e", id, "cat", "/proc/1/cmdline"]);
+    assert!(exec(&one).ok().starts_with("sleep"), "each has its own processes");
+    assert_ne!(exec(&pod).code, Some(0), "the sandbox has none");
+    assert!(containerd.ctr(["task", "metrics", &pod]).ok().contains("memory"));
+    containerd.remove(&one);
+    assert_eq!(containerd.task(&two).unwrap().1, "RUNNING");
+    containerd.remove(&two);
+    assert_eq!(containerd.monitors().len(), 1, "the pod stays until its sandbox goes");
+    containerd.remove(&pod);
+    containerd.assert_nothing_left();
+}
+
+#[test]
+fn a_container_without_its_pod_is_refused() {
+    let containerd = Containerd::start();
+    let (kind, sandbox) = (format!("{KIND}=container"), format!("{SANDBOX}=gone"));
+    let run = containerd.run(HULL, &["--annotation", &kind, "--annotation", &sandbox], &["true"]);
+    assert_ne!(run.code, Some(0));
+    assert!(run.stderr.contains("sandbox gone does not run"), "{run:?}");
+    containerd.assert_nothing_left();
+}
+
+#[test]
+fn the_death_of_a_pod_s_vm_ends_all_of_its_containers() {
+    use nix::sys::signal::{Signal, kill};
+    let containerd = Containerd::start();
+    let pod = sandbox(&containerd);
+    let one = member(&containerd, &pod, "sleep 600");
+    kill(nix::unistd::Pid::from_raw(containerd.monitors()[0]), Signal::SIGKILL).unwrap();
+    containerd.wait_for_status(&one, "STOPPED");
+    containerd.wait_for_status(&pod, "STOPPED");
+    assert_eq!(containerd.ctr(["task", "rm", &one]).code, Some(137));
+    containerd.ctr(["container", "rm", &one]).ok();
+    containerd.remove(&pod);
+    containerd.assert_nothing_left();
+}
