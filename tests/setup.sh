@@ -33,7 +33,8 @@ skopeo             | tests: pushes images to it
 containerd         | tests: runs containers with Hull as its runtime
 runc               | tests: containerd's own runtime, with which Hull is compared
 iperf3             | tests: traffic between guest and host
-iproute2           | tests: tap interfaces
+ethtool            | tests: offloads of network interfaces
+iproute2           | tests: tap interfaces, traffic control
 passt              | tests: the peer of a network interface without a tap
 shellcheck         | make lint
 LIST
