@@ -23,6 +23,8 @@ pub const CREATE_TIMEOUT: Duration = Duration::from_secs(120);
 const MAX_MESSAGE_BYTES: usize = 1000;
 /// What ttrpc says of a deadline that passes on this side.
 const DEADLINE_ELAPSED: &str = "Request deadline elapsed";
+/// And how it begins what it says of a call on a connection that is gone already.
+const CHANNEL_CLOSED: &str = "reserve channel capacity failed";
 const MAX_HANDSHAKE_BYTES: usize = 32;
 const ENTROPY_BYTES: usize = 64;
 
@@ -75,8 +77,10 @@ impl AgentError {
         let ttrpc::Error::RpcStatus(status) = error else {
             let text = one_line(&error.to_string(), MAX_MESSAGE_BYTES);
             return match error {
-                ttrpc::Error::Others(text) if text == DEADLINE_ELAPSED => timed_out(),
-                ttrpc::Error::Others(_) => Self::new(AgentErrorKind::Other, format!("{what}: {text}")),
+                ttrpc::Error::Others(reason) if reason == DEADLINE_ELAPSED => timed_out(),
+                ttrpc::Error::Others(reason) if !reason.starts_with(CHANNEL_CLOSED) => {
+                    Self::new(AgentErrorKind::Other, format!("{what}: {text}"))
+                }
                 _ => Self::new(
                     AgentErrorKind::Disconnected,
                     format!("{what}: the connection to the guest's agent is gone ({text})"),
