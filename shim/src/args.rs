@@ -129,6 +129,15 @@ impl Args {
     }
 }
 
+#[cfg(test)]
+impl Args {
+    /// Those of a daemon.
+    pub fn sample() -> Self {
+        let args = ["-namespace", "default", "-id", "c", "-address", "/run/c.sock"];
+        Self::parse(args.map(Into::into)).unwrap()
+    }
+}
+
 fn action(word: &str) -> anyhow::Result<Action> {
     match word {
         "start" => Ok(Action::Start),

@@ -9,7 +9,6 @@ use tokio::sync::mpsc;
 use ttrpc::asynchronous::{Server, TtrpcContext};
 
 use super::*;
-use crate::args::Action;
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -34,12 +33,12 @@ async fn containerd(path: &Path) -> (Server, mpsc::UnboundedReceiver<String>) {
     let mut server = Server::new()
         .bind(&format!("unix://{}", path.display()))
         .unwrap()
-        .register_service(create_events(std::sync::Arc::new(Containerd(sender))));
+        .register_service(create_events(Arc::new(Containerd(sender))));
     server.start().await.unwrap();
     (server, topics)
 }
 
-fn publisher(way: transport::Transport) -> Publisher {
+fn publisher(way: Transport) -> Publisher {
     let queue = EventQueue::default();
     Publisher { task: tokio::spawn(publish(queue.clone(), way)), queue }
 }
@@ -52,7 +51,7 @@ async fn next(topics: &mut mpsc::UnboundedReceiver<String>) -> String {
 async fn events_wait_for_containerd_in_order_and_survive_its_restart() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("ttrpc");
-    let publisher = publisher(transport::Transport::socket("default", path.to_str().unwrap()));
+    let publisher = publisher(Transport::socket("default", path.to_str().unwrap()));
     let queue = publisher.queue();
     queue.push(Event::start("c", 1));
     queue.push(Event::oom("c"));
@@ -90,17 +89,8 @@ async fn without_a_socket_a_program_publishes() {
     let (program, said) = (dir.path().join("publish"), dir.path().join("said"));
     std::fs::write(&program, format!("#!/bin/sh\n{{ echo \"$@\"; wc -c; }} >>{}\n", said.display())).unwrap();
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let args = Args {
-        action: Action::Serve,
-        namespace: "default".into(),
-        address: "/run/c.sock".into(),
-        publish_binary: program,
-        id: "c".into(),
-        bundle: Default::default(),
-        socket: String::new(),
-        debug: false,
-    };
-    let publisher = publisher(transport::Transport::program(&args));
+    let args = Args { publish_binary: program, ..Args::sample() };
+    let publisher = publisher(Transport::program(&args));
     publisher.queue().push(Event::oom("c"));
     timeout(SOON, publisher.queue().empty()).await.unwrap();
     let said = std::fs::read_to_string(said).unwrap();
@@ -110,17 +100,8 @@ async fn without_a_socket_a_program_publishes() {
 
 #[tokio::test]
 async fn a_program_that_fails_holds_up_nothing_for_ever() {
-    let args = Args {
-        action: Action::Serve,
-        namespace: "default".into(),
-        address: String::new(),
-        publish_binary: "/bin/false".into(),
-        id: "c".into(),
-        bundle: Default::default(),
-        socket: String::new(),
-        debug: false,
-    };
-    let publisher = publisher(transport::Transport::program(&args));
+    let args = Args { publish_binary: "/bin/false".into(), ..Args::sample() };
+    let publisher = publisher(Transport::program(&args));
     publisher.queue().push(Event::oom("c"));
     timeout(SOON, publisher.queue().empty()).await.unwrap();
 }

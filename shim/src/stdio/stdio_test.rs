@@ -1,6 +1,5 @@
 //! Streams with clients that are late, slow, gone, or don't close.
 
-use std::path::Path;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -54,12 +53,6 @@ async fn start(stdio: &Stdio) -> (Pumps, Guest) {
     (stdio.open(OWNER).await.unwrap().connect(streams), guest)
 }
 
-async fn read_to_end(path: &Path) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    OpenOptions::new().open_receiver(path).unwrap().read_to_end(&mut bytes).await.unwrap();
-    bytes
-}
-
 #[tokio::test]
 async fn output_reaches_a_reader_that_comes_late_and_ends_with_the_process() {
     let ends = Ends::new();
@@ -74,7 +67,7 @@ async fn output_reaches_a_reader_that_comes_late_and_ends_with_the_process() {
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
     let both = async { tokio::join!(reader.read_to_end(&mut stdout), other.read_to_end(&mut stderr)) };
     let (a, b) = timeout(SOON, both).await.unwrap();
-    (a.unwrap(), b.unwrap());
+    a.and(b).unwrap();
     assert_eq!((stdout.as_slice(), stderr.as_slice()), (&b"out"[..], &b"err"[..]));
     pumps.finish(SOON).await;
 }

@@ -59,8 +59,14 @@ async fn delete_task(shim: &Shim, task: &Task) -> Result<Exit, TaskError> {
             pumps.finish(OUTPUT_TIMEOUT).await;
         }
     }
-    if let Some(container) = &task.container {
-        unless_gone(container.delete(true).await)?;
+    if let Some(container) = &task.container
+        && let Err(error) = unless_gone(container.delete(true).await)
+    {
+        if !shim.is_last(&task.id) {
+            return Err(error);
+        }
+        // The end of the VM is the end of it too.
+        tracing::warn!(task = task.id, %error, "the guest did not delete the container");
     }
     if shim.forget(&task.id) {
         shim.end_vm().await;

@@ -105,6 +105,11 @@ impl Shim {
         Ok((task, process))
     }
 
+    /// There is no other task.
+    pub fn is_last(&self, id: &str) -> bool {
+        self.slots().keys().all(|other| other == id)
+    }
+
     /// Forgets a task; true if it was the last.
     pub fn forget(&self, id: &str) -> bool {
         let mut slots = self.slots();
@@ -229,22 +234,11 @@ impl Task {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::args::Action;
     use crate::stdio::Stdio;
     use ttrpc::Code;
 
     fn shim() -> Arc<Shim> {
-        let args = Args {
-            action: Action::Serve,
-            namespace: "default".into(),
-            address: String::new(),
-            publish_binary: PathBuf::new(),
-            id: "c".into(),
-            bundle: PathBuf::new(),
-            socket: String::new(),
-            debug: false,
-        };
-        Arc::new(Shim::new(args, EventQueue::default()))
+        Arc::new(Shim::new(Args::sample(), EventQueue::default()))
     }
 
     fn task(id: &str) -> Arc<Task> {
@@ -273,10 +267,12 @@ mod tests {
         let shim = shim();
         assert!(shim.reserve("a").unwrap().fulfil(task("a")));
         let creating = shim.reserve("b").unwrap();
+        assert!(!shim.is_last("a"));
         assert!(!shim.forget("a"));
         shim.shutdown("a");
         assert!(!is_finished(&shim));
         drop(creating);
+        assert!(shim.is_last("a"));
         shim.shutdown("a");
         assert!(is_finished(&shim));
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use hull_sandbox::SandboxError;
+use hull_sandbox::{AgentErrorKind, SandboxError};
 
 use super::process::{Exit, KILLED, Process};
 use super::shim::{Shim, Task};
@@ -37,7 +37,7 @@ pub fn process(shim: &Arc<Shim>, task: &Arc<Task>, process: &Arc<Process>) {
         let Some(guest) = process.guest() else { return };
         let exit = match guest.wait().await {
             Ok(exit) => Exit::now(exit.status.into()),
-            Err(error) => lost(&task, &process, &error),
+            Err(error) => lost(&shim, &task, &process, &error).await,
         };
         if process.exec_id.is_empty() {
             for exec in task.execs().iter().filter(|exec| exec.process.is_running()) {
@@ -51,10 +51,14 @@ pub fn process(shim: &Arc<Shim>, task: &Arc<Task>, process: &Arc<Process>) {
     });
 }
 
-/// The process's end can't be known, because the VM has ended or its agent does not answer.
-fn lost(task: &Task, process: &Process, error: &SandboxError) -> Exit {
+/// The process's end can't be known, because the VM has ended or its agent does not answer. What is told to have ended must
+/// not run on: a VM that can't be reached any more is ended.
+async fn lost(shim: &Shim, task: &Task, process: &Process, error: &SandboxError) -> Exit {
     let cause = one_line(error);
     tracing::error!(task = task.id, exec = process.exec_id, cause, "a process was lost");
+    if matches!(error, SandboxError::Agent(error) if error.kind == AgentErrorKind::Disconnected) {
+        shim.end_vm().await;
+    }
     Exit::now(KILLED)
 }
 
