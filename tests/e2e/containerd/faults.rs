@@ -29,16 +29,17 @@ fn a_killed_vm_ends_its_container_with_137_and_the_cause_is_in_the_log() {
 #[test]
 fn a_killed_shim_takes_its_vm_with_it_and_the_container_can_be_deleted() {
     let containerd = Containerd::start();
-    let args = containerd.run_args(HULL, &[], &["sh", "-c", "echo up; sleep 600"]);
-    let child = containerd.command(&args).spawn().unwrap();
-    let id = args.iter().find(|arg| arg.starts_with('c')).unwrap();
-    wait_for("the task", || containerd.task(id).is_some_and(|(_, status)| status == "RUNNING"));
+    let mut events = containerd.command(["events"]).spawn().unwrap();
+    let id = &containerd.detached(HULL, &[], "sleep 600");
     kill_one(&containerd.shims());
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(137), "{output:?}");
     wait_for("the task to go", || containerd.task(id).is_none());
     containerd.ctr(["container", "rm", id]).ok();
     containerd.assert_nothing_left();
+    events.kill().unwrap();
+    let events = events.wait_with_output().unwrap();
+    let events = String::from_utf8_lossy(&events.stdout);
+    let exit = events.lines().find(|line| line.contains("/tasks/exit")).unwrap_or_else(|| panic!("{events}"));
+    assert!(exit.contains("\"exit_status\":137"), "{exit}");
 }
 
 #[test]

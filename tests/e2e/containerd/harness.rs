@@ -150,6 +150,14 @@ impl Containerd {
         wait_for(&format!("{id} to be {status}"), || self.task(id).is_some_and(|(_, is)| is == status));
     }
 
+    /// Deletes a task that has ended; returns its status, of which `ctr` says something if it is not 0.
+    pub fn delete_task(&self, id: &str) -> Option<i32> {
+        let run = self.ctr(["task", "rm", id]);
+        run.ok();
+        let status = run.stderr.split("exit code ").nth(1)?;
+        status.trim_end().trim_end_matches('"').parse().ok()
+    }
+
     /// Kills a container and deletes it with its task.
     pub fn remove(&self, id: &str) {
         self.ctr(["task", "kill", "--signal", "KILL", id]);

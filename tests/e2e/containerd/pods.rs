@@ -55,7 +55,7 @@ fn the_death_of_a_pod_s_vm_ends_all_of_its_containers() {
     kill(nix::unistd::Pid::from_raw(containerd.monitors()[0]), Signal::SIGKILL).unwrap();
     containerd.wait_for_status(&one, "STOPPED");
     containerd.wait_for_status(&pod, "STOPPED");
-    assert_eq!(containerd.ctr(["task", "rm", &one]).code, Some(137));
+    assert_eq!(containerd.delete_task(&one), Some(137));
     containerd.ctr(["container", "rm", &one]).ok();
     containerd.remove(&pod);
     containerd.assert_nothing_left();

@@ -24,8 +24,7 @@ fn states_are_those_of_runc_from_the_start_to_the_end() {
         containerd.wait_for_status(&id, "STOPPED");
         let gone = containerd.ctr(["task", "kill", &id]);
         assert!(gone.code != Some(0) && gone.stderr.contains("not found"), "{runtime}: {gone:?}");
-        // `ctr` passes the task's status on.
-        states.push(format!("{:?}", containerd.ctr(["task", "rm", &id]).code));
+        states.push(format!("{:?}", containerd.delete_task(&id)));
         assert!(containerd.task(&id).is_none());
         containerd.ctr(["container", "rm", &id]).ok();
         seen.push(states);
@@ -75,10 +74,10 @@ fn metrics_are_the_container_s() {
             let line = line.unwrap_or_else(|| panic!("{name} in {metrics}"));
             line.split_whitespace().last().unwrap().parse::<u64>().unwrap()
         };
-        assert_eq!(value("memory.usage_limit_bytes"), 67_108_864, "{runtime}");
-        let usage = value("memory.usage_in_bytes");
+        assert_eq!(value("memory.usage_limit"), 67_108_864, "{runtime}");
+        let usage = value("memory.usage");
         assert!((1..67_108_864).contains(&usage), "{runtime}: {usage}");
-        assert!(value("cpuacct.usage") > 0 || value("cpu.usage_usec") > 0, "{runtime}");
+        assert!(value("cpu.usage_usec") > 0, "{runtime}");
         containerd.remove(&id);
     }
 }
