@@ -122,7 +122,7 @@ impl Goal {
         {
             anyhow::bail!("--vm-memory {vm} is less than the container's --memory {limit}; leave one of them out");
         }
-        let needed = args.memory.map(|limit| sizing::memory_mib(None, Some(limit)));
+        let needed = args.memory.map(|limit| sizing::Defaults::default().memory_mib(None, Some(limit)));
         let memory_mib = match args.vm_memory {
             Some(asked) => Some(asked.mib_rounded_up()),
             None => needed.filter(|needed| *needed > record.memory_mib),

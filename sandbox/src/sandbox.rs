@@ -37,13 +37,13 @@ const REASON_TIMEOUT: Duration = Duration::from_secs(6);
 /// The agent may have to wait for an earlier change of the machine.
 const NETWORK_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long a guest may take on this host: [`READY_TIMEOUT`], unless `$HULL_BOOT_TIMEOUT` says otherwise.
-pub fn ready_timeout() -> Duration {
+/// How long a guest may take on this host: `usual`, unless `$HULL_BOOT_TIMEOUT` says otherwise.
+pub fn ready_timeout(usual: Duration) -> Duration {
     std::env::var(READY_TIMEOUT_VARIABLE)
         .ok()
         .and_then(|text| text.parse().ok())
         .filter(|seconds| (1..=3600).contains(seconds))
-        .map_or(READY_TIMEOUT, Duration::from_secs)
+        .map_or(usual, Duration::from_secs)
 }
 
 pub(crate) const VSOCK_NAME: &str = "v";

@@ -1,25 +1,95 @@
 //! Messages for containerd's log, through the FIFO `log` of the bundle.
 //!
 //! containerd may read slowly, be gone, or come back: writing never waits, and never fails for want of a reader.
+//!
+//! containerd copies each line to its own standard error. Where that is systemd's journal, lines begin with their priority
+//! (sd-daemon(3)), so that `journalctl -u containerd -p err` finds failures; the journal has the time itself.
 
+use std::env;
+use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
+use std::sync::OnceLock;
 
 use tracing::level_filters::LevelFilter;
-use tracing_subscriber::fmt::MakeWriter;
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::{Format, Full, Writer};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
+use tracing_subscriber::registry::LookupSpan;
 
 use crate::bundle::Bundle;
+use crate::config::LogLevel;
 
 const LOG: &str = "log";
+/// systemd sets it for services whose standard error it reads, and containerd hands it on.
+const JOURNAL_VARIABLE: &str = "JOURNAL_STREAM";
+
+/// Changes the level of the running log.
+static SET_LEVEL: OnceLock<Box<dyn Fn(LevelFilter) + Send + Sync>> = OnceLock::new();
 
 /// Sends messages to the log of `bundle` from now on; with `debug` also those about each step, and the guest's console.
 /// Without a FIFO there is no log.
 pub fn start(bundle: &Bundle, debug: bool) {
-    let level = if debug { LevelFilter::DEBUG } else { LevelFilter::INFO };
-    if let Ok(fifo) = open(bundle) {
-        let log = tracing_subscriber::fmt().with_max_level(level).with_ansi(false).with_target(false);
-        let _ = log.with_writer(Log(fifo)).try_init();
+    let least = if debug { LevelFilter::DEBUG } else { LevelFilter::INFO };
+    let Ok(fifo) = open(bundle) else { return };
+    let lines = Lines::new(env::var_os(JOURNAL_VARIABLE).is_some());
+    let log = tracing_subscriber::fmt().with_writer(Log(fifo)).event_format(lines).with_env_filter(filter(least));
+    let log = log.with_filter_reloading();
+    let handle = log.reload_handle();
+    let started = log.try_init();
+    if started.is_ok() {
+        let set = move |level: LevelFilter| drop(handle.reload(filter(if debug { level.max(least) } else { level })));
+        let _ = SET_LEVEL.set(Box::new(set));
+    }
+}
+
+fn filter(level: LevelFilter) -> EnvFilter {
+    EnvFilter::default().add_directive(level.into())
+}
+
+/// Changes the level. Where containerd asked for all messages, they stay.
+pub fn set_level(level: LogLevel) {
+    if let Some(set) = SET_LEVEL.get() {
+        set(level.into());
+    }
+}
+
+/// How a message becomes a line.
+enum Lines {
+    /// With the time in front.
+    Timed(Format),
+    /// With its priority in front.
+    Prioritised(Format<Full, ()>),
+}
+
+impl Lines {
+    fn new(for_journal: bool) -> Self {
+        let format = Format::default().with_ansi(false).with_target(false);
+        if for_journal { Self::Prioritised(format.without_time()) } else { Self::Timed(format) }
+    }
+}
+
+impl<S, N> FormatEvent<S, N> for Lines
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, context: &FmtContext<'_, S, N>, mut out: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let format = match self {
+            Self::Timed(format) => return format.format_event(context, out, event),
+            Self::Prioritised(format) => format,
+        };
+        // syslog(3)
+        let priority = match *event.metadata().level() {
+            Level::ERROR => 3,
+            Level::WARN => 4,
+            Level::INFO => 6,
+            Level::DEBUG | Level::TRACE => 7,
+        };
+        write!(out, "<{priority}>")?;
+        format.format_event(context, out, event)
     }
 }
 
@@ -77,6 +147,19 @@ mod tests {
         for _ in 0..1000 {
             log.make_writer().write_all(&line).unwrap();
         }
+    }
+
+    #[test]
+    fn each_line_for_the_journal_begins_with_its_priority() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let log = tracing_subscriber::fmt().with_writer(Log(std::os::fd::OwnedFd::from(writer).into()));
+        tracing::subscriber::with_default(log.event_format(Lines::new(true)).finish(), || {
+            tracing::error!(cause = "it broke", "lost");
+            tracing::info!("found");
+        });
+        let mut text = String::new();
+        io::Read::read_to_string(&mut reader, &mut text).unwrap();
+        assert_eq!(text, "<3>ERROR lost cause=\"it broke\"\n<6> INFO found\n");
     }
 
     #[test]

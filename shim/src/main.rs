@@ -15,6 +15,7 @@
 //! | [`stdio`] | standard streams of processes |
 //! | [`events`] | what containerd is told |
 //! | [`bundle`] | the container's directory |
+//! | [`config`] | what the host's administrator sets |
 //! | [`log`] | messages for containerd's log |
 
 #![cfg_attr(
@@ -32,6 +33,7 @@ mod args;
 mod bootstrap;
 mod bundle;
 mod child;
+mod config;
 mod delete;
 mod error;
 mod events;

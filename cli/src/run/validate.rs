@@ -79,11 +79,12 @@ pub fn validate(args: RunArgs) -> anyhow::Result<Request> {
     if let (Some(vcpus), Some(cpus)) = (args.vcpus, args.cpus) {
         enough_processors(vcpus, cpus)?;
     }
-    let vcpus = sizing::vcpus(args.vcpus.and_then(NonZeroU8::new), args.cpus);
+    let sizes = sizing::Defaults::default();
+    let vcpus = sizes.vcpus(args.vcpus.and_then(NonZeroU8::new), args.cpus);
     if let Some(max) = args.max_vcpus.filter(|max| *max < vcpus) {
         bail!("--max-vcpus {max} is less than the {vcpus} processors of the start");
     }
-    let vm_memory_mib = sizing::memory_mib(args.vm_memory, args.memory);
+    let vm_memory_mib = sizes.memory_mib(args.vm_memory, args.memory);
     if let Some(max) = args.max_memory.filter(|max| max.mib_rounded_up() < vm_memory_mib) {
         bail!("--max-memory {max} is less than the {vm_memory_mib} MiB of the start; --vm-memory makes that smaller");
     }

@@ -14,10 +14,11 @@ use super::process::{Guest, Process};
 use super::shim::{Shim, Task};
 use super::watch;
 use crate::bundle::{Bundle, Role};
+use crate::config::{Config, ConfigError, RuntimeOptions};
 use crate::error::TaskError;
 use crate::events::Event;
 use crate::stdio::{Owner, Stdio};
-use crate::vm;
+use crate::{log, vm};
 
 /// Creates a task; the answer is the process identifier that stands for it.
 pub async fn create(shim: Arc<Shim>, request: CreateTaskRequest) -> Result<u32, TaskError> {
@@ -30,7 +31,10 @@ pub async fn create(shim: Arc<Shim>, request: CreateTaskRequest) -> Result<u32, 
     let role = Role::of(|name| spec.annotations().as_ref().and_then(|annotations| annotations.get(name)));
     let owns_vm = !matches!(role, Role::Member(_));
     if owns_vm {
-        vm::start(&shim, &request.id, &bundle, &spec, &role).await?;
+        let config =
+            configuration(&request, &spec).map_err(|error| TaskError::invalid(crate::error::one_line(&error)))?;
+        log::set_level(config.log_level);
+        vm::start(&shim, &request.id, &bundle, &spec, &role, &config).await?;
     }
     let task = match make(&shim, &request, &bundle, spec, &role).await {
         Ok(task) => Arc::new(task),
@@ -50,6 +54,11 @@ pub async fn create(shim: Arc<Shim>, request: CreateTaskRequest) -> Result<u32, 
         return Err(TaskError::precondition(format!("Task {} was given up while it was created", task.id)));
     }
     Ok(task.pid)
+}
+
+/// What this host's configuration, containerd's options and the container's annotations say of the VM.
+fn configuration(request: &CreateTaskRequest, spec: &Spec) -> Result<Config, ConfigError> {
+    Config::load(&RuntimeOptions::from_any(request.options.as_ref())?)?.for_spec(spec)
 }
 
 async fn make(

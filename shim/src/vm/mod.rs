@@ -9,12 +9,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use hull_sandbox::bundle::sandbox_settings;
 use hull_sandbox::runtime_dir::{SandboxStatus, new_id};
-use hull_sandbox::sandbox::ready_timeout;
 use hull_sandbox::timeline::Timeline;
-use hull_sandbox::{RuntimeRoot, Sandbox, SandboxConfig, SandboxError, SandboxRecord, locate};
+use hull_sandbox::{Sandbox, SandboxConfig, SandboxError, SandboxRecord};
 use oci_spec::runtime::Spec;
 
 use crate::bundle::{Bundle, Role, ShimRecord};
+use crate::config::{Config, Parts};
 use crate::error::TaskError;
 use crate::task::Shim;
 
@@ -24,12 +24,20 @@ pub use usage::{Usage, usage};
 const IMAGE_ANNOTATIONS: [&str; 2] = ["io.kubernetes.cri.image-name", "io.kubernetes.cri-o.ImageName"];
 
 /// Boots the VM of a container that is alone in it, or of a pod.
-pub async fn start(shim: &Shim, id: &str, bundle: &Bundle, spec: &Spec, role: &Role) -> Result<(), TaskError> {
+pub async fn start(
+    shim: &Shim,
+    id: &str,
+    bundle: &Bundle,
+    spec: &Spec,
+    role: &Role,
+    config: &Config,
+) -> Result<(), TaskError> {
     let mut vm = shim.vm.write().await;
     if vm.is_some() {
         return Err(TaskError::precondition("This shim has a VM already"));
     }
-    let config = config(shim, id, spec, role)?;
+    let shm_size_bytes = config.shm_size_bytes();
+    let config = sandbox_config(shim, id, spec, role, config)?;
     let record = ShimRecord {
         shim_pid: std::process::id(),
         runtime_root: config.root.path().to_owned(),
@@ -43,15 +51,24 @@ pub async fn start(shim: &Shim, id: &str, bundle: &Bundle, spec: &Spec, role: &R
     write(&ShimRecord { monitor_pid: sandbox.record().monitor_pid, ..record })?;
     be_killed_like(sandbox.record().monitor_pid, spec);
     if *role == Role::Sandbox {
-        sandbox.configure(sandbox_settings(spec)).await?;
+        let mut settings = sandbox_settings(spec);
+        settings.shm_size_bytes = shm_size_bytes.unwrap_or(settings.shm_size_bytes);
+        sandbox.configure(settings).await?;
     }
     sandbox.mark_running()?;
     *vm = Some(sandbox);
     Ok(())
 }
 
-fn config(shim: &Shim, id: &str, spec: &Spec, role: &Role) -> Result<SandboxConfig, SandboxError> {
-    let size = size::of(spec, role);
+fn sandbox_config(
+    shim: &Shim,
+    id: &str,
+    spec: &Spec,
+    role: &Role,
+    config: &Config,
+) -> Result<SandboxConfig, SandboxError> {
+    let size = size::of(spec, role, config);
+    let Parts { monitor, kernel, initramfs } = config.parts()?;
     let process = spec.process().as_ref();
     let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Ok(SandboxConfig {
@@ -71,14 +88,14 @@ fn config(shim: &Shim, id: &str, spec: &Spec, role: &Role) -> Result<SandboxConf
             stop_timeout_s: 10,
         },
         max_vcpus: size.max_vcpus,
-        root: RuntimeRoot::open(&RuntimeRoot::default_path())?,
-        monitor: locate::monitor()?,
-        kernel: locate::kernel()?,
-        initramfs: locate::initramfs()?,
+        root: config.runtime_root()?,
+        monitor,
+        kernel,
+        initramfs,
         drives: Vec::new(),
         shared_directory: true,
-        watchdog: false,
-        ready_timeout: ready_timeout(),
+        watchdog: config.watchdog,
+        ready_timeout: config.ready_timeout(),
     })
 }
 

@@ -7,6 +7,7 @@ use hull_sandbox::sizing;
 use oci_spec::runtime::Spec;
 
 use crate::bundle::Role;
+use crate::config::Config;
 
 /// containerd's CRI adds up what the containers of a pod may use.
 const POD_MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
@@ -35,25 +36,24 @@ struct Limits {
     period_us: Option<u64>,
 }
 
-/// The size that fits the limits of a container, or those that the annotations of a pod's sandbox name.
-pub fn of(spec: &Spec, role: &Role) -> Size {
+/// The size that fits the limits of a container, or those that the annotations of a pod's sandbox name; where there are none,
+/// what the configuration says.
+pub fn of(spec: &Spec, role: &Role, config: &Config) -> Size {
     let limits = match role {
         Role::Sandbox => of_pod(spec.annotations().as_ref()),
         _ => of_container(spec),
     };
     let memory = limits.memory_bytes.and_then(|bytes| bytes.to_string().parse::<MemorySize>().ok());
     let cpus = limits.cpus();
-    let vcpus = sizing::vcpus(None, cpus);
+    let sizes = config.sizes();
+    let vcpus = sizes.vcpus(None, cpus);
     let max_vcpus = match role {
         // Its containers come later, and their limits may change.
-        Role::Sandbox => sizing::max_cpus().clamp(vcpus, MAX_POD_VCPUS.max(vcpus)),
+        Role::Sandbox => sizing::max_cpus().clamp(vcpus, config.max_vcpus.max(vcpus)),
         _ => vcpus,
     };
-    Size { vcpus, max_vcpus, memory_mib: sizing::memory_mib(None, memory) }
+    Size { vcpus, max_vcpus, memory_mib: sizes.memory_mib(None, memory) }
 }
-
-/// Each processor that a VM can have costs a thread and some of the guest's memory.
-const MAX_POD_VCPUS: u8 = 8;
 
 fn of_container(spec: &Spec) -> Limits {
     let Some(resources) = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()) else {
@@ -94,6 +94,19 @@ mod tests {
         serde_json::from_str(&format!(r#"{{"ociVersion":"1.0.2",{json}}}"#)).unwrap()
     }
 
+    fn of(spec: &Spec, role: &Role) -> Size {
+        super::of(spec, role, &Config::default())
+    }
+
+    #[test]
+    fn what_no_limit_says_the_configuration_says() {
+        let config = Config { default_memory_mib: 300, overhead_mib: 100, max_vcpus: 1, ..Config::default() };
+        assert_eq!(super::of(&spec(r#""linux":{}"#), &Role::Single, &config).memory_mib, 300);
+        let limited = spec(r#""linux":{"resources":{"memory":{"limit":67108864}}}"#);
+        assert_eq!(super::of(&limited, &Role::Single, &config).memory_mib, 64 + 1 + 100);
+        assert_eq!(super::of(&limited, &Role::Sandbox, &config).max_vcpus, 1);
+    }
+
     #[test]
     fn a_vm_fits_the_limits_of_its_container() {
         let none = of(&spec(r#""linux":{}"#), &Role::Single);
@@ -116,7 +129,7 @@ mod tests {
         );
         let size = of(&pod, &Role::Sandbox);
         assert_eq!((size.memory_mib, size.vcpus), (128 + 2 + 64, 1));
-        assert_eq!(size.max_vcpus, sizing::max_cpus().min(MAX_POD_VCPUS));
+        assert_eq!(size.max_vcpus, sizing::max_cpus().min(8));
         let nonsense = spec(r#""annotations":{"io.kubernetes.cri.sandbox-memory":"much"}"#);
         assert_eq!(of(&nonsense, &Role::Sandbox).memory_mib, sizing::DEFAULT_MEMORY_MIB);
     }
