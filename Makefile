@@ -6,6 +6,8 @@ SHELL := bash
 MAKEFLAGS += --no-builtin-rules
 
 PREFIX ?= /usr/local
+# The runtime reads its configuration there, wherever its program is.
+configuration := /etc/hull
 DESTDIR ?=
 CARGO ?= cargo
 
@@ -17,7 +19,7 @@ programs := hull hull-vmm containerd-shim-kata-v2
 # Images for tests and the demonstration: made outside the clone, so that a fresh clone finds them.
 images := $(cache)/images
 scripts := tests/*.sh tests/images/*.sh tests/testbed/run tests/testbed/selftest.sh \
-	kernel-config/*.sh rootfs/*.sh bench/*.sh fuzz/run.sh .ci/run
+	kernel-config/*.sh rootfs/*.sh bench/*.sh deploy/*.sh deploy/kubernetes/*.sh fuzz/run.sh .ci/run
 
 export CARGO
 export HULL_TEST_IMAGES ?= $(images)
@@ -59,6 +61,7 @@ test: build images ## All tests: without a VM, then end to end in VMs
 	$(CARGO) test --release --locked --workspace --exclude hull-tests
 	kernel-config/test.sh build/lib/hull/vmlinux
 	rootfs/test.sh "$(agent)"
+	deploy/test.sh
 	tests/testbed/selftest.sh
 	tests/e2e.sh
 
@@ -93,19 +96,26 @@ lint: setup ## Format, clippy, shellcheck
 .PHONY: install
 install: ## Install what `make build` built: make install PREFIX=/usr/local [DESTDIR=]
 	@[ -x build/bin/hull ] || { echo "build first: make build"; exit 1; }
-	install -d "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)$(PREFIX)/lib/hull" "$(DESTDIR)$(PREFIX)/share/doc/hull"
+	install -d "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)$(PREFIX)/lib/hull" "$(DESTDIR)$(PREFIX)/share/doc/hull" "$(DESTDIR)$(configuration)"
 	install -m 755 $(addprefix build/bin/,$(programs)) "$(DESTDIR)$(PREFIX)/bin"
 	install -m 644 build/lib/hull/vmlinux build/lib/hull/initramfs.cpio "$(DESTDIR)$(PREFIX)/lib/hull"
-	install -m 644 README.md CHANGELOG.md LICENSE "$(DESTDIR)$(PREFIX)/share/doc/hull"
+	install -m 644 README.md CHANGELOG.md LICENSE docs/containerd.md docs/kubernetes.md "$(DESTDIR)$(PREFIX)/share/doc/hull"
+	install -m 644 shim/config.toml.example "$(DESTDIR)$(configuration)"
+	install -d "$(DESTDIR)$(PREFIX)/share/hull/deploy/containerd" "$(DESTDIR)$(PREFIX)/share/hull/deploy/kubernetes"
+	install -m 644 deploy/containerd/*.toml "$(DESTDIR)$(PREFIX)/share/hull/deploy/containerd"
+	install -m 644 deploy/kubernetes/*.yaml "$(DESTDIR)$(PREFIX)/share/hull/deploy/kubernetes"
+	install -m 755 deploy/kubernetes/*.sh "$(DESTDIR)$(PREFIX)/share/hull/deploy/kubernetes"
 	install -d "$(DESTDIR)$(PREFIX)/share/bash-completion/completions" "$(DESTDIR)$(PREFIX)/share/zsh/site-functions" "$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d"
 	build/bin/hull completion bash >"$(DESTDIR)$(PREFIX)/share/bash-completion/completions/hull"
 	build/bin/hull completion zsh >"$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_hull"
 	build/bin/hull completion fish >"$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/hull.fish"
 
 .PHONY: uninstall
-uninstall: ## Remove what `make install` installed
+uninstall: ## Remove what `make install` installed; /etc/hull/config.toml stays
 	rm -f $(addprefix "$(DESTDIR)$(PREFIX)/bin"/,$(programs))
-	rm -rf "$(DESTDIR)$(PREFIX)/lib/hull" "$(DESTDIR)$(PREFIX)/share/doc/hull"
+	rm -rf "$(DESTDIR)$(PREFIX)/lib/hull" "$(DESTDIR)$(PREFIX)/share/hull" "$(DESTDIR)$(PREFIX)/share/doc/hull"
+	rm -f "$(DESTDIR)$(configuration)/config.toml.example"
+	-rmdir --ignore-fail-on-non-empty "$(DESTDIR)$(configuration)"
 	rm -f "$(DESTDIR)$(PREFIX)/share/bash-completion/completions/hull" "$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_hull" "$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/hull.fish"
 
 .PHONY: clean
