@@ -32,6 +32,10 @@ pub struct Containerd {
 impl Containerd {
     /// Starts one and gives it the image.
     pub fn start() -> Self {
+        assert!(
+            nix::unistd::geteuid().is_root(),
+            "containerd needs root: HULL_FORCE_TESTBED=1 runs the tests where it has it"
+        );
         // /run is a tmpfs: containerd's overlays can't be on another overlay, as a testbed's root is.
         let dir = TempDir::with_prefix_in("hc", "/run").unwrap();
         let config = format!(

@@ -53,11 +53,15 @@ fn a_paused_container_stands_still_and_can_be_killed() {
 }
 
 #[test]
-fn the_process_of_a_task_is_one_of_the_host() {
+fn the_process_of_a_task_is_one_of_the_host_and_its_shim_is_small() {
     let containerd = Containerd::start();
     let id = containerd.detached(HULL, &[], "sleep 600");
     let (pid, _) = containerd.task(&id).unwrap();
     assert_eq!(containerd.monitors(), [pid]);
+    let status = std::fs::read_to_string(format!("/proc/{}/status", containerd.shims()[0])).unwrap();
+    let resident = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    let resident_kib: u32 = resident.split_whitespace().nth(1).unwrap().parse().unwrap();
+    assert!(resident_kib < 6 << 10, "the shim has {resident_kib} KiB resident");
     let listed = containerd.ctr(["task", "ps", &id]).ok();
     assert!(listed.lines().skip(1).any(|line| line.split_whitespace().next() == Some(&pid.to_string())), "{listed}");
     containerd.remove(&id);
