@@ -39,6 +39,7 @@ pub mod locate;
 pub mod machine;
 pub mod monitor;
 mod monitor_fds;
+pub mod network;
 pub mod parse;
 mod random;
 pub mod runtime_dir;
