@@ -35,6 +35,7 @@ pub mod bundle;
 pub mod container;
 mod control;
 pub mod error;
+pub mod hooks;
 pub mod locate;
 pub mod machine;
 pub mod monitor;
