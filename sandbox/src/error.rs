@@ -11,6 +11,7 @@ use crate::agent::AgentError;
 use crate::bundle::BundleError;
 use crate::control::ControlError;
 use crate::monitor::VmEnd;
+use crate::network::NetworkError;
 use crate::shared_dir::SharedDirError;
 
 /// A sandbox could not be created, or ended before its time.
@@ -133,6 +134,9 @@ pub enum SandboxError {
     /// An answer that makes no sense.
     #[error("The answer of {0} makes no sense")]
     Nonsense(&'static str),
+    /// A network namespace can't be used.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// A standard stream was announced but never connected.
     #[error("The guest's agent did not connect the process's {0}")]
     StreamMissing(&'static str),

@@ -13,6 +13,8 @@
 //! | [`bundle`] | OCI bundles of the host in a guest |
 //! | [`container`] | containers and their processes |
 //! | [`machine`] | changes of a running VM: devices, processors, memory |
+//! | [`network`] | interfaces of a network namespace, for the guest |
+//! | [`hooks`] | OCI hooks that run on the host |
 //! | [`spec`] | OCI runtime specifications with Docker's defaults |
 //! | [`parse`] | the texts that people type: sizes, limits, environment |
 //! | [`timeline`] | boot phases |
@@ -64,6 +66,7 @@ pub use hull_protocol::agent::{ConfigureNetworkRequest, IpNetwork, Neighbour, Ne
 pub use hull_vmm::config::{Drive, MAX_DRIVE_ID_BYTES, is_identifier};
 pub use machine::Machine;
 pub use monitor::VmEnd;
+pub use network::NetworkNamespace;
 pub use runtime_dir::{RuntimeRoot, SandboxRecord};
 pub use sandbox::{Sandbox, SandboxConfig, SandboxSettings};
 

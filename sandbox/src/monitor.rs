@@ -1,6 +1,7 @@
 //! The `hull-vmm` process: its start, its events, and the truth about its end.
 
 use std::fmt;
+use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
@@ -20,7 +21,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use crate::error::SandboxError;
-use crate::monitor_fds::inherit;
+use crate::monitor_fds::{enter_network, inherit};
+use crate::network::{NetworkError, NetworkNamespace};
 use crate::text::one_line;
 use crate::timeline::Timeline;
 
@@ -145,11 +147,12 @@ enum Order {
 
 impl Monitor {
     /// Starts `program`; its configuration and its event stream are inherited descriptors. It waits for the configuration, and
-    /// whatever happens to this process from now on, it removes `runtime_dir`, which may not exist yet.
+    /// whatever happens to this process from now on, it removes `runtime_dir`, which may not exist yet. It lives in `network`.
     pub(crate) fn spawn(
         program: &Path,
         runtime_dir: &Path,
         id: &str,
+        network: &NetworkNamespace,
         timeline: Arc<Timeline>,
     ) -> Result<(Self, ConfigPipe), SandboxError> {
         let failed = |source| SandboxError::Spawn { program: program.to_owned(), source };
@@ -175,6 +178,14 @@ impl Monitor {
             .process_group(0)
             .kill_on_drop(true);
         inherit(&mut command, vec![config, theirs]);
+        match network {
+            NetworkNamespace::Host => (),
+            NetworkNamespace::New => enter_network(&mut command, None),
+            NetworkNamespace::Path(path) => {
+                let file = File::open(path).map_err(|source| NetworkError::Namespace { path: path.clone(), source })?;
+                enter_network(&mut command, Some(file.into()));
+            }
+        }
         let mut child = command.spawn().map_err(failed)?;
         // Closes this process's copy of the monitor's end, so that its hangup can be seen.
         drop(command);

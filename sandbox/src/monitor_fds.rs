@@ -1,9 +1,10 @@
-//! Descriptors that a child inherits by number.
-#![allow(unsafe_code, reason = "`pre_exec` is the only way to let one child, and no other, inherit a descriptor")]
+//! What a child does between fork and exec: it keeps descriptors, and enters a network namespace.
+#![allow(unsafe_code, reason = "`pre_exec` is the only way to let one child, and no other, do it")]
 
 use std::os::fd::OwnedFd;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sched::{CloneFlags, setns, unshare};
 use tokio::process::Command;
 
 /// Lets the child that `command` starts inherit `fds` under their present numbers. They stay close-on-exec in this process,
@@ -15,4 +16,17 @@ pub(crate) fn inherit(command: &mut Command, fds: Vec<OwnedFd>) {
     };
     // SAFETY: between fork and exec the closure only calls fcntl, which is async-signal-safe, and allocates nothing.
     unsafe { command.pre_exec(clear) };
+}
+
+/// Has the child that `command` starts enter the network namespace behind the descriptor, or a new one.
+pub(crate) fn enter_network(command: &mut Command, namespace: Option<OwnedFd>) {
+    let enter = move || {
+        let entered = match &namespace {
+            Some(namespace) => setns(namespace, CloneFlags::CLONE_NEWNET),
+            None => unshare(CloneFlags::CLONE_NEWNET),
+        };
+        entered.map_err(Into::into)
+    };
+    // SAFETY: between fork and exec the closure only makes a system call, and allocates nothing.
+    unsafe { command.pre_exec(enter) };
 }

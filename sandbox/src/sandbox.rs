@@ -16,6 +16,7 @@ use tokio::time::{sleep, timeout};
 use crate::agent::{self, AgentError, AgentErrorKind, CALL_TIMEOUT};
 use crate::error::SandboxError;
 use crate::monitor::{ConfigPipe, Monitor, VmEnd};
+use crate::network::{Attached, HostNetwork, Interface, NetworkNamespace};
 use crate::runtime_dir::{RuntimeDir, RuntimeRoot, SandboxRecord, SandboxStatus};
 use crate::shared_dir::SharedDir;
 use crate::timeline::{Timeline, now_ns};
@@ -70,6 +71,8 @@ pub struct SandboxConfig {
     pub shared_directory: bool,
     /// Whether a guest that hangs is ended.
     pub watchdog: bool,
+    /// Where the monitor lives, and so whose interfaces the guest gets. Other than the caller's: needs root.
+    pub network: NetworkNamespace,
     /// How long the guest may take until its agent reports.
     pub ready_timeout: Duration,
 }
@@ -102,6 +105,16 @@ pub(crate) struct Shared {
     pub(crate) streams: TokenGate,
     pub(crate) timeline: Arc<Timeline>,
     pub(crate) directory: Option<SharedDir>,
+    pub(crate) network: Option<Attached>,
+}
+
+/// What a VM whose agent answers consists of.
+struct Booted {
+    dir: RuntimeDir,
+    directory: Option<SharedDir>,
+    streams: TokenGate,
+    agent: AgentClient,
+    network: Option<Attached>,
 }
 
 impl Sandbox {
@@ -110,18 +123,27 @@ impl Sandbox {
         // The monitor first: from then on the directory goes away even if this process is killed right after it made it.
         let path = config.root.path().join(&config.record.id);
         timeline.mark("monitor spawned");
-        let (monitor, pipe) = Monitor::spawn(&config.monitor, &path, &config.record.id, Arc::clone(&timeline))?;
-        let (dir, directory, streams, agent) = match Self::boot(&config, &monitor, pipe, &timeline).await {
-            Ok(parts) => parts,
-            Err(error) => {
-                monitor.kill();
-                let _ = timeout(KILL_TIMEOUT, monitor.ended()).await;
-                return Err(error);
-            }
-        };
+        let (monitor, pipe) =
+            Monitor::spawn(&config.monitor, &path, &config.record.id, &config.network, Arc::clone(&timeline))?;
+        let Booted { dir, directory, streams, agent, network } =
+            match Self::boot(&config, &monitor, pipe, &timeline).await {
+                Ok(booted) => booted,
+                Err(error) => {
+                    monitor.kill();
+                    let _ = timeout(KILL_TIMEOUT, monitor.ended()).await;
+                    return Err(error);
+                }
+            };
         let record = SandboxRecord { monitor_pid: monitor.pid(), ..config.record };
-        let shared = Shared { agent, monitor, streams, timeline, directory };
-        Ok(Self { shared: Arc::new(shared), dir, record })
+        let shared = Shared { agent, monitor, streams, timeline, directory, network };
+        let sandbox = Self { shared: Arc::new(shared), dir, record };
+        match sandbox.update_network().await {
+            Ok(()) => Ok(sandbox),
+            Err(error) => {
+                sandbox.shutdown().await;
+                Err(error)
+            }
+        }
     }
 
     /// Makes the directory with its sockets, and tells the monitor what to boot.
@@ -130,18 +152,24 @@ impl Sandbox {
         monitor: &Monitor,
         pipe: ConfigPipe,
         timeline: &Timeline,
-    ) -> Result<(RuntimeDir, Option<SharedDir>, TokenGate, AgentClient), SandboxError> {
+    ) -> Result<Booted, SandboxError> {
         let dir = config.root.create(&config.record)?;
         // Before the monitor opens it.
         let directory = config.shared_directory.then(|| SharedDir::create(dir.path())).transpose()?;
         let socket = |port: u32| dir.path().join(format!("{VSOCK_NAME}_{port}"));
         let ready = TokenGate::listen(&socket(READY_PORT))?;
         let streams = TokenGate::listen(&socket(STREAM_PORT))?;
+        let host = host_network(&config.network, monitor)?;
+        let interfaces = match &host {
+            Some(host) => host.survey().await?.interfaces,
+            None => Vec::new(),
+        };
         let mut pending = ready.expect()?;
-        let vm = vm_config(config, dir.path(), pending.token());
+        let vm = vm_config(config, dir.path(), pending.token(), &interfaces);
         pipe.send(&vm).map_err(|source| SandboxError::Spawn { program: config.monitor.clone(), source })?;
         let agent = bring_up(config, dir.path(), monitor, &mut pending, timeline).await?;
-        Ok((dir, directory, streams, agent))
+        let network = host.map(|host| Attached::new(host, interfaces));
+        Ok(Booted { dir, directory, streams, agent, network })
     }
 
     /// Its entry in the runtime directory.
@@ -310,7 +338,16 @@ async fn bring_up(
     Ok(agent)
 }
 
-fn vm_config(config: &SandboxConfig, dir: &Path, boot_token: Token) -> VmConfig {
+/// The namespace that the monitor has entered, unless it is this process's.
+fn host_network(namespace: &NetworkNamespace, monitor: &Monitor) -> Result<Option<HostNetwork>, SandboxError> {
+    Ok(match namespace {
+        NetworkNamespace::Host => None,
+        NetworkNamespace::Path(path) => Some(HostNetwork::open(path)?),
+        NetworkNamespace::New => Some(HostNetwork::open(&PathBuf::from(format!("/proc/{}/ns/net", monitor.pid())))?),
+    })
+}
+
+fn vm_config(config: &SandboxConfig, dir: &Path, boot_token: Token, interfaces: &[Interface]) -> VmConfig {
     VmConfig {
         boot_source: BootSource {
             kernel_image_path: config.kernel.clone(),
@@ -324,7 +361,7 @@ fn vm_config(config: &SandboxConfig, dir: &Path, boot_token: Token) -> VmConfig 
             ..MachineConfig::default()
         },
         drives: config.drives.clone(),
-        network_interfaces: Vec::new(),
+        network_interfaces: interfaces.iter().map(Interface::device).collect(),
         shares: config.shared_directory.then(|| share(dir)).into_iter().collect(),
         vsock: Some(Vsock { guest_cid: GUEST_CID, uds_path: dir.join(VSOCK_NAME), ..Vsock::default() }),
         entropy: Some(Entropy {}),

@@ -16,6 +16,7 @@ use ttrpc::asynchronous::transport::Listener;
 use ttrpc::asynchronous::{Server, TtrpcContext};
 
 use crate::container::{ContainerConfig, ProcessIo};
+use crate::network::NetworkNamespace;
 use crate::runtime_dir::{RuntimeRoot, SandboxRecord, SandboxStatus};
 use crate::sandbox::{Sandbox, SandboxConfig};
 use crate::timeline::Timeline;
@@ -74,6 +75,7 @@ impl Scene {
             drives: Vec::new(),
             shared_directory: false,
             watchdog: false,
+            network: NetworkNamespace::Host,
             ready_timeout,
         };
         Sandbox::create(config, Arc::new(Timeline::default())).await

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use hull_sandbox::runtime_dir::{SandboxStatus, new_id};
 use hull_sandbox::timeline::Timeline;
 use hull_sandbox::{
-    BundleContainer, BundleRoot, Container, ProcessIo, ProcessStreams, RuntimeRoot, Sandbox, SandboxConfig,
-    SandboxError, SandboxRecord,
+    BundleContainer, BundleRoot, Container, NetworkNamespace, ProcessIo, ProcessStreams, RuntimeRoot, Sandbox,
+    SandboxConfig, SandboxError, SandboxRecord,
 };
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::{Value, json};
@@ -64,6 +64,7 @@ impl Pod {
             drives: Vec::new(),
             shared_directory: true,
             watchdog: false,
+            network: NetworkNamespace::Host,
             ready_timeout: PATIENCE,
         };
         let sandbox = Sandbox::create(config, Arc::new(Timeline::default())).await.unwrap();

@@ -7,7 +7,9 @@ use anyhow::Context as _;
 use hull_sandbox::container::{ProcessIo, TerminalSize};
 use hull_sandbox::runtime_dir::SandboxStatus;
 use hull_sandbox::sandbox::{READY_TIMEOUT, ready_timeout};
-use hull_sandbox::{ContainerConfig, Drive, RuntimeRoot, SandboxConfig, SandboxError, SandboxRecord, locate, spec};
+use hull_sandbox::{
+    ContainerConfig, Drive, NetworkNamespace, RuntimeRoot, SandboxConfig, SandboxError, SandboxRecord, locate, spec,
+};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
@@ -111,6 +113,7 @@ impl Launch {
             drives: self.drives.clone(),
             shared_directory: false,
             watchdog: self.watchdog,
+            network: NetworkNamespace::Host,
             ready_timeout: ready_timeout(READY_TIMEOUT),
         })
     }

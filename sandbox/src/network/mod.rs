@@ -5,6 +5,7 @@
 //! traffic control redirects what arrives at the interface to the tap and the other way round, so that the namespace's own
 //! network stack takes no part. The tap disappears with the monitor.
 
+mod attached;
 mod namespace;
 mod survey;
 mod wire;
@@ -20,6 +21,8 @@ use protobuf::MessageField;
 use thiserror::Error;
 
 use namespace::Namespace;
+
+pub(crate) use attached::Attached;
 
 /// Most addresses, routes or neighbours of one namespace.
 const MAX_ENTRIES: usize = 4096;
@@ -112,6 +115,18 @@ pub struct Neighbour {
     pub hardware_address: MacAddress,
     /// Name of the interface behind which it is.
     pub interface: String,
+}
+
+/// Where the monitor lives, and so whose interfaces the guest gets.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum NetworkNamespace {
+    /// That of this process. The guest gets no interface of it.
+    #[default]
+    Host,
+    /// A new one, empty until somebody puts interfaces into it ([`crate::Sandbox::update_network`]).
+    New,
+    /// That of somebody else.
+    Path(PathBuf),
 }
 
 /// A network namespace of the host.
