@@ -161,6 +161,7 @@ impl Interface {
             socket_path: None,
             guest_mac: Some(self.hardware_address),
             mtu: u16::try_from(self.mtu).ok(),
+            vhost: false,
             rx_rate_limiter: None,
             tx_rate_limiter: None,
         }
