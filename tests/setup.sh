@@ -33,6 +33,7 @@ skopeo             | tests: pushes images to it
 containerd         | tests: runs containers with Hull as its runtime
 runc               | tests: containerd's own runtime, with which Hull is compared
 iperf3             | tests: traffic between guest and host
+containernetworking-plugins | tests: containers of containerd in a network of CNI
 ethtool            | tests: offloads of network interfaces
 iproute2           | tests: tap interfaces, traffic control
 passt              | tests: the peer of a network interface without a tap
@@ -50,7 +51,7 @@ check_packages() {
     # Root makes the image without user namespaces.
     [ "$name" != uidmap ] || [ "$(id -u)" != 0 ] || continue
     [ "$(dpkg-query -W -f '${db:Status-Status}' "$name" 2>/dev/null || true)" = installed ] && continue
-    printf 'setup: %-18s is missing: %s\n' "$name" "${reason# }"
+    printf 'setup: %-27s is missing: %s\n' "$name" "${reason# }"
     missing+=("$name")
   done <<<"$packages"
 }

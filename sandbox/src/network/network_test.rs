@@ -131,7 +131,7 @@ async fn frames_pass_between_an_interface_and_its_tap_and_the_namespace_takes_no
     // Nobody answers, which arping calls a failure.
     let arping = format!("netns exec {} busybox arping -q -c 1 -w 1 -I far 10.9.1.77", namespace.0);
     Command::new("ip").args(arping.split(' ')).status().unwrap();
-    assert!(received("guest") >= before + 1, "nothing arrived");
+    assert!(received("guest") > before, "nothing arrived");
     let again = host.survey().await.unwrap();
     assert!(again.interfaces.iter().all(|interface| !interface.name.starts_with(survey::TAP_PREFIX)), "{again:?}");
 }

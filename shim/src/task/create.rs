@@ -10,6 +10,7 @@ use hull_sandbox::container::{ProcessIo, TerminalSize};
 use oci_spec::runtime::Spec;
 
 use super::delete;
+use super::hooks::TaskHooks;
 use super::process::{Guest, Process};
 use super::shim::{Shim, Task};
 use super::watch;
@@ -80,9 +81,11 @@ async fn make(
     };
     let pid = sandbox.record().monitor_pid;
     let path = bundle.path().to_owned();
+    let hooks = TaskHooks::new(&request.id, &path, pid, &spec);
+    hooks.before_create(sandbox).await?;
     if *role == Role::Sandbox {
         // The VM is all that the pod's sandbox is for; its image has a program that only sleeps.
-        return Ok(Task::new(&request.id, path, pid, Arc::new(Process::new("", stdio)), None));
+        return Ok(Task::new(&request.id, path, pid, Arc::new(Process::new("", stdio)), None).with_hooks(hooks));
     }
     let owner = Owner { namespace: &shim.args.namespace, container_id: &request.id };
     let opened = stdio.open(owner).await.map_err(|error| TaskError::invalid(crate::error::one_line(&error)))?;
@@ -96,7 +99,7 @@ async fn make(
     let container = Arc::new(container);
     let init = Process::new("", stdio);
     init.enter(Guest::Init(Arc::clone(&container)), opened.connect(streams));
-    Ok(Task::new(&request.id, path, pid, Arc::new(init), Some(container)))
+    Ok(Task::new(&request.id, path, pid, Arc::new(init), Some(container)).with_hooks(hooks))
 }
 
 /// The snapshotter's mounts; without any, the directory that the specification names, relative to its bundle.

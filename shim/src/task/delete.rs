@@ -71,6 +71,7 @@ async fn delete_task(shim: &Shim, task: &Task) -> Result<Exit, TaskError> {
     if shim.forget(&task.id) {
         shim.end_vm().await;
     }
+    task.hooks.after_delete().await;
     shim.events.push(Event::delete(&task.id, task.pid, &exit));
     Ok(exit)
 }

@@ -16,6 +16,7 @@ mod control;
 mod create;
 mod delete;
 mod exec;
+mod hooks;
 mod kill;
 mod process;
 mod query;

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use hull_sandbox::{Container, Sandbox};
 use tokio::sync::{RwLock, watch};
 
+use super::hooks::TaskHooks;
 use super::process::Process;
 use crate::args::Args;
 use crate::error::TaskError;
@@ -50,6 +51,8 @@ pub struct Task {
     pub init: Arc<Process>,
     /// What it is in the guest; a pod's sandbox is nothing there.
     pub container: Option<Arc<Container>>,
+    /// Its hooks.
+    pub hooks: TaskHooks,
     /// Its processes stand still.
     pub paused: AtomicBool,
     execs: Mutex<HashMap<String, Arc<Exec>>>,
@@ -182,7 +185,13 @@ impl Drop for Reservation {
 impl Task {
     /// A task whose process is created. `container` is what it is in the guest.
     pub fn new(id: &str, bundle: PathBuf, pid: u32, init: Arc<Process>, container: Option<Arc<Container>>) -> Self {
-        Self { id: id.into(), bundle, pid, init, container, paused: AtomicBool::new(false), execs: Mutex::default() }
+        let (hooks, paused) = (TaskHooks::default(), AtomicBool::new(false));
+        Self { id: id.into(), bundle, pid, init, container, hooks, paused, execs: Mutex::default() }
+    }
+
+    /// The task with hooks.
+    pub fn with_hooks(self, hooks: TaskHooks) -> Self {
+        Self { hooks, ..self }
     }
 
     fn locked_execs(&self) -> MutexGuard<'_, HashMap<String, Arc<Exec>>> {

@@ -1,5 +1,6 @@
 //! From a bundle to a VM.
 
+mod network;
 mod size;
 mod usage;
 
@@ -10,7 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use hull_sandbox::bundle::sandbox_settings;
 use hull_sandbox::runtime_dir::{SandboxStatus, new_id};
 use hull_sandbox::timeline::Timeline;
-use hull_sandbox::{Sandbox, SandboxConfig, SandboxError, SandboxRecord};
+use hull_sandbox::{Sandbox, SandboxConfig, SandboxRecord};
 use oci_spec::runtime::Spec;
 
 use crate::bundle::{Bundle, Role, ShimRecord};
@@ -66,7 +67,7 @@ fn sandbox_config(
     spec: &Spec,
     role: &Role,
     config: &Config,
-) -> Result<SandboxConfig, SandboxError> {
+) -> Result<SandboxConfig, TaskError> {
     let size = size::of(spec, role, config);
     let Parts { monitor, kernel, initramfs } = config.parts()?;
     let process = spec.process().as_ref();
@@ -94,6 +95,7 @@ fn sandbox_config(
         initramfs,
         drives: Vec::new(),
         shared_directory: true,
+        network: network::namespace(spec)?,
         watchdog: config.watchdog,
         ready_timeout: config.ready_timeout(),
     })

@@ -4,6 +4,7 @@ mod configuration;
 mod exec;
 mod faults;
 mod harness;
+mod network;
 mod pods;
 mod run;
 mod tasks;
