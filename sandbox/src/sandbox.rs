@@ -352,7 +352,8 @@ fn vm_config(config: &SandboxConfig, dir: &Path, boot_token: Token, interfaces: 
         boot_source: BootSource {
             kernel_image_path: config.kernel.clone(),
             initrd_path: Some(config.initramfs.clone()),
-            boot_args: format!("{BOOT_TOKEN_PARAMETER}={boot_token}"),
+            // The driver makes an interface of its own otherwise, which no container expects.
+            boot_args: format!("{BOOT_TOKEN_PARAMETER}={boot_token} dummy.numdummies=0"),
         },
         machine_config: MachineConfig {
             vcpu_count: config.record.vcpus,
