@@ -30,8 +30,15 @@ pub struct Containerd {
 }
 
 impl Containerd {
-    /// Starts one and gives it the image.
+    /// Starts one without CRI and gives it the image.
     pub fn start() -> Self {
+        let containerd = Self::start_with(|_| "disabled_plugins = [\"io.containerd.grpc.v1.cri\"]".into());
+        containerd.ctr(["images", "import", "--index-name", IMAGE, archive().to_str().unwrap()]).ok();
+        containerd
+    }
+
+    /// Starts one with `configuration` for its directory, in format 2, and gives it nothing.
+    pub fn start_with(configuration: impl FnOnce(&Path) -> String) -> Self {
         assert!(
             nix::unistd::geteuid().is_root(),
             "containerd needs root: HULL_FORCE_TESTBED=1 runs the tests where it has it"
@@ -39,14 +46,14 @@ impl Containerd {
         // /run is a tmpfs: containerd's overlays can't be on another overlay, as a testbed's root is.
         let dir = TempDir::with_prefix_in("hc", "/run").unwrap();
         let config = format!(
-            "version = 2\nroot = \"{0}/root\"\nstate = \"{0}/state\"\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
+            "version = 2\nroot = \"{0}/root\"\nstate = \"{0}/state\"\n{1}\n\
              [grpc]\naddress = \"{0}/c.sock\"\n[debug]\nlevel = \"debug\"\n",
-            dir.path().display()
+            dir.path().display(),
+            configuration(dir.path())
         );
         fs::write(dir.path().join("config.toml"), config).unwrap();
         let mut containerd = Self { dir, daemon: None, containers: Mutex::default() };
         containerd.launch();
-        containerd.ctr(["images", "import", "--index-name", IMAGE, archive().to_str().unwrap()]).ok();
         containerd
     }
 
@@ -239,7 +246,7 @@ fn tail(text: &str, count: usize) -> String {
 }
 
 /// The image as a tar file, which `ctr` wants.
-fn archive() -> &'static Path {
+pub fn archive() -> &'static Path {
     static ARCHIVE: OnceLock<PathBuf> = OnceLock::new();
     ARCHIVE.get_or_init(|| {
         let path = std::env::temp_dir().join(format!("hull-e2e-busybox-{}.tar", std::process::id()));

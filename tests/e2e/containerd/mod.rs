@@ -1,6 +1,7 @@
 //! containerd with Hull as a runtime: what `ctr` does with containerd's own runtime it does with `io.containerd.kata.v2`.
 
 mod configuration;
+mod cri;
 mod exec;
 mod faults;
 mod harness;
