@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # TCP over a tap and streams over vsock: Hull's devices, and QEMU's in microvm and q35 (a tap without and with vhost-net; for vsock
-# QEMU has the host kernel's device only). The same kernel and guest program, one vCPU, 192 MiB. Prints a table; see steps.sh.
+# QEMU has the host kernel's device only). Without arguments both.
+#   streams.sh [tcp] [vsock]
+# The same kernel and guest program, one vCPU, 192 MiB. Prints a table; see steps.sh.
 # Called by `make bench`.
 set -euo pipefail
 
@@ -78,27 +80,36 @@ qemu() {
 }
 
 microvm=microvm,pcie=on,acpi=on,pic=off,pit=off,rtc=off,isa-serial=off
+[ $# -gt 0 ] || set -- tcp vsock
 header us "${TESTBED_SHARE:-$here/results}/streams.txt"
 
-ip tuntap add hull-bench mode tap vnet_hdr
-ip addr add 10.78.0.1/24 dev hull-bench
-ip link set hull-bench up
-serve tcp:10.78.0.1:7000
-interface='"iface_id": "eth0", "host_dev_name": "hull-bench"'
-measure "tcp hull" hull "\"network-interfaces\": [ { $interface } ]"
-for vhost in off on; do
-  [ "$vhost" = off ] || measure "tcp hull vhost" hull "\"network-interfaces\": [ { $interface, \"vhost\": true } ]"
-  for machine in "$microvm" q35; do
-    name="tcp qemu ${machine%%,*}"
-    [ "$vhost" = off ] || name="$name vhost"
-    measure "$name" qemu "$machine" -netdev "tap,id=n,ifname=hull-bench,script=no,downscript=no,vhost=$vhost" \
-      -device virtio-net-pci,netdev=n,romfile=
+tcp() {
+  local interface vhost machine name
+  ip tuntap add hull-bench mode tap vnet_hdr
+  ip addr add 10.78.0.1/24 dev hull-bench
+  ip link set hull-bench up
+  serve tcp:10.78.0.1:7000
+  interface='"iface_id": "eth0", "host_dev_name": "hull-bench"'
+  measure "tcp hull" hull "\"network-interfaces\": [ { $interface } ]"
+  for vhost in off on; do
+    [ "$vhost" = off ] || measure "tcp hull vhost" hull "\"network-interfaces\": [ { $interface, \"vhost\": true } ]"
+    for machine in "$microvm" q35; do
+      name="tcp qemu ${machine%%,*}"
+      [ "$vhost" = off ] || name="$name vhost"
+      measure "$name" qemu "$machine" -netdev "tap,id=n,ifname=hull-bench,script=no,downscript=no,vhost=$vhost" \
+        -device virtio-net-pci,netdev=n,romfile=
+    done
   done
-done
+}
 
-serve "unix:$dir/v_7000"
-measure "vsock hull" hull "\"vsock\": { \"guest_cid\": 3, \"uds_path\": \"$dir/v\" }"
-serve vsock:2:7000
-for machine in "$microvm" q35; do
-  measure "vsock qemu ${machine%%,*}" qemu "$machine" -device vhost-vsock-pci,guest-cid=3
-done
+vsock() {
+  local machine
+  serve "unix:$dir/v_7000"
+  measure "vsock hull" hull "\"vsock\": { \"guest_cid\": 3, \"uds_path\": \"$dir/v\" }"
+  serve vsock:2:7000
+  for machine in "$microvm" q35; do
+    measure "vsock qemu ${machine%%,*}" qemu "$machine" -device vhost-vsock-pci,guest-cid=3
+  done
+}
+
+for part in "$@"; do "$part"; done
