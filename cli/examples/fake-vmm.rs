@@ -37,7 +37,7 @@ async fn main() {
     let config: Value = serde_json::from_reader(inherited(3)).unwrap();
     let uds = PathBuf::from(config["vsock"]["uds_path"].as_str().unwrap());
     let boot_args = config["boot-source"]["boot_args"].as_str().unwrap();
-    let token = boot_args.strip_prefix("hull.boot_token=").unwrap();
+    let token = boot_args.split_whitespace().find_map(|word| word.strip_prefix("hull.boot_token=")).unwrap();
     event(r#"{"event":"phase","phase":"monitor_started","at_ns":1}"#);
     if std::env::var_os("FAKE_PANIC").is_some() {
         event(r#"{"event":"exited","cause":"panic","message":"","console_tail":"Kernel panic - not syncing: fake"}"#);
