@@ -13,7 +13,6 @@ mod wire;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use hull_protocol::agent::{self, ConfigureNetworkRequest};
 use hull_vmm::config::{MAX_INTERFACES, MacAddress, NetworkInterface};
@@ -130,13 +129,13 @@ pub enum NetworkNamespace {
 }
 
 /// A network namespace of the host.
-#[derive(Debug, Clone)]
-pub struct HostNetwork(Arc<Namespace>);
+#[derive(Debug)]
+pub struct HostNetwork(Namespace);
 
 impl HostNetwork {
     /// Opens the namespace at `path`, as in `/run/netns/NAME` or `/proc/PID/ns/net`.
     pub fn open(path: &Path) -> Result<Self, NetworkError> {
-        Ok(Self(Arc::new(Namespace::open(path)?)))
+        Namespace::open(path).map(Self)
     }
 
     /// What is in it now.

@@ -23,6 +23,9 @@ impl TaskHooks {
 
     /// Runs those that come before the container, and gives the guest the interfaces that they made.
     pub async fn before_create(&self, sandbox: &Sandbox) -> Result<(), TaskError> {
+        if self.0.is_none() {
+            return Ok(());
+        }
         for kind in [HookKind::Prestart, HookKind::CreateRuntime] {
             self.run(kind).await?;
         }
