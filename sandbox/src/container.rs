@@ -151,9 +151,8 @@ pub struct ProcessStreams {
 /// A container that was created.
 pub struct Container {
     init: Process,
-    /// The host's mounts for a bundle.
-    mounts: Arc<Mutex<Option<ContainerMounts>>>,
-    is_bundle: bool,
+    /// The host's mounts, if it is of a bundle.
+    mounts: Option<Arc<Mutex<ContainerMounts>>>,
 }
 
 /// A process in a container.
@@ -246,8 +245,7 @@ impl Sandbox {
                 return Err(error);
             }
         };
-        let is_bundle = mounts.is_some();
-        Ok((Container { init, mounts: Arc::new(Mutex::new(mounts)), is_bundle }, streams))
+        Ok((Container { init, mounts: mounts.map(|mounts| Arc::new(Mutex::new(mounts))) }, streams))
     }
 }
 
@@ -318,7 +316,7 @@ impl Container {
     /// Changes limits; all that are named, or none. Those of a bundle are the host's and are translated as its specification
     /// was.
     pub async fn update(&self, resources: &LinuxResources) -> Result<(), SandboxError> {
-        let translated = self.is_bundle.then(|| bundle::guest_resources(resources));
+        let translated = self.mounts.is_some().then(|| bundle::guest_resources(resources));
         let json = serde_json::to_vec(translated.as_ref().unwrap_or(resources)).map_err(SandboxError::Specification)?;
         let request = UpdateContainerRequest {
             container_id: self.init.container_id.clone(),
@@ -337,7 +335,11 @@ impl Container {
             WaitOomRequest { container_id: self.init.container_id.clone(), seen_kills: seen, ..Default::default() };
         let shared = &self.init.shared;
         let wait = shared.agent.wait_oom(ttrpc::context::Context::default(), &request);
-        Ok(shared.unbounded_call("WaitOom", Duration::ZERO, wait).await?.kills)
+        // A guest that answers without news would be asked again and again.
+        match shared.unbounded_call("WaitOom", Duration::ZERO, wait).await?.kills {
+            kills if kills > seen => Ok(kills),
+            _ => Err(SandboxError::Nonsense("WaitOom")),
+        }
     }
 
     /// What it is doing.
@@ -367,13 +369,11 @@ impl Container {
             Err(error) if !matches!(error, SandboxError::VmEnded(_)) && !is_gone(&error) => return Err(error),
             deleted => deleted,
         };
-        let mounts = Arc::clone(&self.mounts);
-        let work = move || {
-            let mut mounts = mounts.lock().unwrap_or_else(PoisonError::into_inner);
-            mounts.as_mut().map_or(Ok(()), ContainerMounts::remove)
-        };
-        let removed = tokio::task::spawn_blocking(work).await;
-        removed.unwrap_or(Ok(()))?;
+        if let Some(mounts) = self.mounts.clone() {
+            let remove = move || mounts.lock().unwrap_or_else(PoisonError::into_inner).remove();
+            let removed = tokio::task::spawn_blocking(remove).await;
+            removed.unwrap_or(Ok(()))?;
+        }
         deleted
     }
 }
