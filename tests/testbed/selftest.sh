@@ -53,7 +53,7 @@ check "working directory" "$here" "$(cat "$work/share/pwd")"
 check "environment" "with  space/unset/1" "$(cat "$work/share/environment")"
 # shellcheck disable=SC2016  # as it was given
 check "arguments" 'a b||$x"|' "$(cat "$work/share/words")"
-check "two processors with AMD-V" 2 "$(cat "$work/share/svm")"
+check "one processor with AMD-V" 1 "$(cat "$work/share/svm")"
 check "/ and /tmp can be written" yes "$(cat "$work/share/writable")"
 check "what is written there stays there" "" "$(ls /tmp/.testbed-mark /etc/.testbed-mark 2>/dev/null || true)"
 
