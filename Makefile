@@ -18,7 +18,7 @@ agent := target/x86_64-unknown-linux-gnu/guest/hull-agent
 programs := hull hull-vmm containerd-shim-kata-v2
 # Images for tests and the demonstration: made outside the clone, so that a fresh clone finds them.
 images := $(cache)/images
-scripts := tests/*.sh tests/images/*.sh tests/testbed/run tests/testbed/selftest.sh \
+scripts := tests/*.sh tests/images/*.sh tests/testbed/run tests/testbed/*.sh \
 	kernel-config/*.sh rootfs/*.sh bench/*.sh deploy/*.sh deploy/kubernetes/*.sh fuzz/run.sh .ci/run
 
 export CARGO
