@@ -83,8 +83,8 @@ soak: build images ## The end-to-end tests with HULL_SOAK (50) times as many VMs
 .PHONY: bench
 bench: build ## Measure boots and devices against QEMU; results in bench/results
 	$(CARGO) build --release --locked -p hull-tests --bins
-	tests/run.sh --timeout 3600 --share bench/results --no-waiting bench/run.sh
-	for part in devices fs streams; do tests/run.sh --timeout 3600 --share bench/results --no-waiting bench/$$part.sh; done
+	tests/run.sh --timeout 3600 --share bench/results --count-instructions bench/run.sh
+	for part in devices fs streams; do tests/run.sh --timeout 3600 --share bench/results --count-instructions bench/$$part.sh; done
 
 .PHONY: lint
 lint: setup ## Format, clippy, shellcheck

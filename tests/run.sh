@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs a command where KVM can run guests: here if it can, otherwise in the testbed.
-#   run.sh [--timeout SECONDS] [--share DIRECTORY] [--no-waiting] COMMAND [ARGS...]
+#   run.sh [--timeout SECONDS] [--share DIRECTORY] [--count-instructions] COMMAND [ARGS...]
 # HULL_FORCE_TESTBED=1 takes the testbed even where it isn't needed.
 set -euo pipefail
 
@@ -9,11 +9,11 @@ options=()
 while [ $# -gt 0 ]; do
   case $1 in
     --timeout | --share) options+=("$1" "${2:?}"); shift 2 ;;
-    --no-waiting) options+=("$1"); shift ;;
+    --count-instructions) options+=("$1"); shift ;;
     *) break ;;
   esac
 done
-[ $# -gt 0 ] || { echo "usage: run.sh [--timeout SECONDS] [--share DIRECTORY] [--no-waiting] COMMAND [ARGS...]" >&2; exit 2; }
+[ $# -gt 0 ] || { echo "usage: run.sh [--timeout SECONDS] [--share DIRECTORY] [--count-instructions] COMMAND [ARGS...]" >&2; exit 2; }
 
 if [ -z "${HULL_FORCE_TESTBED:-}" ] && reason=$("$here/../build/bin/hull-vmm" probe 2>&1); then
   echo "KVM on this machine runs guests: running natively." >&2

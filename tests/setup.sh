@@ -90,8 +90,6 @@ if [ "$(uname -m)" != x86_64 ]; then echo "setup: Hull runs on x86_64 only"; exi
 if command -v dpkg-query >/dev/null; then
   check_packages
   [ "${#missing[@]}" = 0 ] || install_packages
-  # From another suite, into the cache.
-  "$(dirname "${BASH_SOURCE[0]}")/testbed/qemu.sh" >/dev/null
 else
   echo "setup: this is not Debian. These packages, by Debian's names, have to be there:"
   printf '%s\n' "$packages"
