@@ -2,7 +2,7 @@
 # What a pod costs the host beside the memory of its containers: the monitor with its guest, and the shim, before the pod's first
 # container, with one container that does nothing, and with two. Prints a table; it belongs into results/pod.txt, and into
 # docs/kubernetes.md, from where deploy/kubernetes/runtimeclass.yaml has its overhead.
-#   HULL_TEST_IMAGES=DIRECTORY tests/run.sh --no-waiting bench/pod.sh        after make
+#   HULL_TEST_IMAGES=DIRECTORY tests/run.sh --count-instructions bench/pod.sh        after make
 # Needs root, KVM and containerd. Memory is the proportional set size (Pss of smaps_rollup) in MiB; each process alone.
 set -euo pipefail
 
