@@ -13,7 +13,8 @@ CARGO ?= cargo
 
 cache := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/hull
 release := target/x86_64-unknown-linux-gnu/release
-agent := target/x86_64-unknown-linux-gnu/guest/hull-agent
+small := target/x86_64-unknown-linux-gnu/small
+agent := $(small)/hull-agent
 # Programs that are installed; the agent goes into the initramfs.
 programs := hull hull-vmm containerd-shim-kata-v2
 # Images for tests and the demonstration: made outside the clone, so that a fresh clone finds them.
@@ -34,8 +35,10 @@ setup: ## Install the Debian packages that are missing (as root; otherwise say w
 .PHONY: programs
 programs: setup
 	$(CARGO) build --release --locked --workspace --exclude hull-agent
+	$(CARGO) build --profile small --locked --package hull-shim
 	@mkdir -p build/bin
-	@for program in $(programs); do install -m 755 "$(release)/$$program" "build/bin/.$$program"; mv "build/bin/.$$program" "build/bin/$$program"; done
+	@for program in $(release)/hull $(release)/hull-vmm $(small)/containerd-shim-kata-v2; do \
+		name=$$(basename "$$program"); install -m 755 "$$program" "build/bin/.$$name"; mv "build/bin/.$$name" "build/bin/$$name"; done
 
 .PHONY: kernel
 kernel: setup
@@ -44,7 +47,7 @@ kernel: setup
 
 .PHONY: initramfs
 initramfs: setup
-	$(CARGO) build --profile guest --locked --package hull-agent
+	$(CARGO) build --profile small --locked --package hull-agent
 	@mkdir -p build/lib/hull
 	@rootfs/build.sh "$(agent)" build/lib/hull/initramfs.cpio
 
@@ -81,10 +84,9 @@ soak: build images ## The end-to-end tests with HULL_SOAK (50) times as many VMs
 	HULL_SOAK=$(or $(HULL_SOAK),50) HULL_E2E_TIMEOUT=14400 tests/e2e.sh
 
 .PHONY: bench
-bench: build ## Measure boots and devices against QEMU; results in bench/results
+bench: build images ## Measure boots and devices against QEMU; results in bench/results
 	$(CARGO) build --release --locked -p hull-tests --bins
-	tests/run.sh --timeout 3600 --share bench/results --count-instructions bench/run.sh
-	for part in devices fs streams; do tests/run.sh --timeout 3600 --share bench/results --count-instructions bench/$$part.sh; done
+	for part in run devices fs streams containerd; do tests/run.sh --timeout 3600 --share bench/results bench/$$part.sh; done
 
 .PHONY: lint
 lint: setup ## Format, clippy, shellcheck
