@@ -125,7 +125,8 @@ impl agent_ttrpc::Agent for Service {
         request: agent::WaitProcessRequest,
     ) -> Result<agent::WaitProcessResponse> {
         let process = self.container(&request.container_id)?.process(&request.exec_id)?;
-        let Exit { ended, oom_killed } = process.wait().await?;
+        let exit = if request.end_only { process.wait_for_end().await } else { process.wait().await };
+        let Exit { ended, oom_killed } = exit?;
         Ok(agent::WaitProcessResponse {
             exit_status: ended.status,
             signal: ended.signal,

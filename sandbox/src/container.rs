@@ -379,11 +379,21 @@ impl Container {
 }
 
 impl Process {
-    /// Waits for its end, or for the VM's.
+    /// Waits until it has ended and its output has been handed to its streams, or for the VM's end.
     pub async fn wait(&self) -> Result<Exit, SandboxError> {
+        self.request_end(false).await
+    }
+
+    /// Waits for its end, or for the VM's. Its output goes on coming, however late it is read.
+    pub async fn wait_for_end(&self) -> Result<Exit, SandboxError> {
+        self.request_end(true).await
+    }
+
+    async fn request_end(&self, end_only: bool) -> Result<Exit, SandboxError> {
         let request = WaitProcessRequest {
             container_id: self.container_id.clone(),
             exec_id: self.exec_id.clone(),
+            end_only,
             ..Default::default()
         };
         let wait = self.shared.agent.wait_process(ttrpc::context::Context::default(), &request);

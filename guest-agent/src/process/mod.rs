@@ -54,7 +54,12 @@ impl Process {
     pub async fn wait(&self) -> Result<Exit, Failure> {
         let mut finished = self.finished.clone();
         finished.wait_for(|finished| *finished).await.context("wait")?;
-        self.exit().ok_or_else(|| Failure::internal("the process has no exit status"))
+        self.exit().ok_or_else(no_status)
+    }
+
+    /// Waits until the process has ended, whether or not anybody reads its output.
+    pub async fn wait_for_end(&self) -> Result<Exit, Failure> {
+        self.ended().await.ok_or_else(no_status)
     }
 
     /// Sends a signal; one that has ended is NOT_FOUND.
@@ -77,4 +82,8 @@ impl Process {
     pub fn close_stdin(&self) {
         self.close_stdin.notify_one();
     }
+}
+
+fn no_status() -> Failure {
+    Failure::internal("the process has no exit status")
 }

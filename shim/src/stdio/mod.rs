@@ -8,8 +8,7 @@ mod pump;
 mod uri;
 
 use std::io;
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use hull_sandbox::ProcessStreams;
@@ -21,6 +20,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use logger::Logger;
+use pump::Stage;
 use uri::Target;
 
 /// The streams of a process as the task API names them.
@@ -94,9 +94,9 @@ enum Sink {
 pub struct Pumps {
     stdin: Mutex<Option<JoinHandle<()>>>,
     keep_open: Mutex<Option<fifo::KeepOpen>>,
-    outputs: Mutex<Vec<JoinHandle<()>>>,
-    abandoned: watch::Sender<bool>,
-    logger: Mutex<Option<Logger>>,
+    stage: watch::Sender<Stage>,
+    /// True when all output is where it goes, and the program for logs has ended.
+    done: watch::Receiver<bool>,
 }
 
 impl Stdio {
@@ -129,13 +129,22 @@ impl Stdio {
 impl Opened {
     /// Starts pumping between the host's ends and the process's.
     pub fn connect(self, streams: ProcessStreams) -> Pumps {
-        let (abandoned, watch) = watch::channel(false);
-        let mut outputs = Vec::new();
-        for (from, to) in [(streams.stdout, self.stdout), (streams.stderr, self.stderr)] {
-            if let Some(from) = from {
-                outputs.push(tokio::spawn(pump::output(from, to, watch.clone())));
+        let stage = watch::Sender::new(Stage::Open);
+        let (finished, done) = watch::channel(false);
+        let outputs: Vec<_> = [(streams.stdout, self.stdout), (streams.stderr, self.stderr)]
+            .into_iter()
+            .filter_map(|(from, to)| Some(tokio::spawn(pump::output(from?, to, stage.subscribe()))))
+            .collect();
+        let logger = self.logger;
+        tokio::spawn(async move {
+            for output in outputs {
+                let _ = output.await;
             }
-        }
+            if let Some(logger) = logger {
+                logger.finish().await;
+            }
+            finished.send_replace(true);
+        });
         let (stdin, keep_open) = match (self.stdin, streams.stdin) {
             (Some(input), Some(to)) => {
                 let (from, keep_open) = input.split();
@@ -143,13 +152,7 @@ impl Opened {
             }
             _ => (None, None),
         };
-        Pumps {
-            stdin: Mutex::new(stdin),
-            keep_open: Mutex::new(keep_open),
-            outputs: Mutex::new(outputs),
-            abandoned,
-            logger: Mutex::new(self.logger),
-        }
+        Pumps { stdin: Mutex::new(stdin), keep_open: Mutex::new(keep_open), stage, done }
     }
 }
 
@@ -159,27 +162,30 @@ impl Pumps {
         take(&self.keep_open);
     }
 
-    /// Nobody will read the rest of the output: drop it, so that the process can end.
-    pub fn abandon_output(&self) {
-        self.abandoned.send_replace(true);
-    }
-
-    /// After the process's end: standard input is closed, output is pumped to its end for at most `limit`.
-    pub async fn finish(&self, limit: Duration) {
+    /// The process has ended: so does its standard input. Its output goes on to its reader, however late that reads.
+    pub fn process_ended(&self) {
         take(&self.keep_open);
         if let Some(stdin) = take(&self.stdin) {
             stdin.abort();
         }
-        let outputs = std::mem::take(&mut *self.outputs.lock().unwrap_or_else(PoisonError::into_inner));
-        let deadline = tokio::time::Instant::now() + limit;
-        for mut output in outputs {
-            if tokio::time::timeout_at(deadline, &mut output).await.is_err() {
-                output.abort();
-            }
+        self.advance(Stage::Ending);
+    }
+
+    /// After the process's end: returns when its output has reached its reader. What has not after `limit` is dropped.
+    pub async fn finish(&self, limit: Duration) {
+        self.process_ended();
+        let mut done = self.done.clone();
+        if timeout(limit, done.wait_for(|done| *done)).await.is_err() {
+            self.advance(Stage::Dropped);
         }
-        if let Some(logger) = take(&self.logger) {
-            let _ = timeout(limit, logger.finish()).await;
-        }
+    }
+
+    fn advance(&self, to: Stage) {
+        self.stage.send_if_modified(|stage| {
+            let later = to > *stage;
+            *stage = to.max(*stage);
+            later
+        });
     }
 }
 
@@ -188,9 +194,7 @@ impl Drop for Pumps {
         if let Some(stdin) = take(&self.stdin) {
             stdin.abort();
         }
-        for output in self.outputs.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
-            output.abort();
-        }
+        self.advance(Stage::Dropped);
     }
 }
 

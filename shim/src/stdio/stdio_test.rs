@@ -101,8 +101,37 @@ async fn a_reader_that_does_not_read_holds_up_its_own_stream_only() {
     let mut bytes = [0; 10];
     timeout(SOON, err.read_exact(&mut bytes)).await.unwrap().unwrap();
     assert!(!flood.is_finished(), "it waits for its reader");
-    pumps.abandon_output();
+    timeout(SOON, pumps.finish(Duration::ZERO)).await.unwrap();
     timeout(SOON, flood).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn output_waits_for_its_reader_long_after_the_process() {
+    const BYTES: usize = 200_000;
+    let ends = Ends::new();
+    let (pumps, mut guest) = start(&ends.stdio).await;
+    // More than fits into the FIFO.
+    guest.stdout.write_all(&vec![b'x'; BYTES]).await.unwrap();
+    drop(guest);
+    pumps.process_ended();
+    tokio::time::sleep(2 * pump::LEFT_BEHIND_GRACE).await;
+    let mut reader = OpenOptions::new().open_receiver(ends.path("out")).unwrap();
+    let mut bytes = Vec::new();
+    timeout(SOON, reader.read_to_end(&mut bytes)).await.unwrap().unwrap();
+    assert_eq!(bytes.len(), BYTES);
+}
+
+#[tokio::test]
+async fn output_that_somebody_left_behind_holds_ends_when_it_is_silent() {
+    let ends = Ends::new();
+    let (pumps, mut guest) = start(&ends.stdio).await;
+    let mut reader = OpenOptions::new().open_receiver(ends.path("out")).unwrap();
+    pumps.process_ended();
+    guest.stdout.write_all(b"late").await.unwrap();
+    let mut bytes = [0; 4];
+    timeout(SOON, reader.read_exact(&mut bytes)).await.unwrap().unwrap();
+    assert_eq!(timeout(SOON, reader.read(&mut bytes)).await.unwrap().unwrap(), 0, "the end");
+    drop(guest);
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use crate::events::Event;
 
 /// How long a killed process may take to end.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
-/// containerd has read what it wants to read by now.
+/// How long output that a process left may take to reach its reader. Most clients have read it before they delete.
 const OUTPUT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Deletes what the request names.

@@ -1,18 +1,14 @@
 //! Kill: a signal for a process, or for all of a container.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use containerd_shim_protos::api::KillRequest;
 use hull_sandbox::SandboxError;
 
-use super::process::{Exit, Phase, Process};
+use super::process::{Exit, Phase};
 use super::shim::{Shim, Task};
 use super::watch;
 use crate::error::{TaskError, one_line};
-
-/// What a killed process has written and nobody reads is dropped after this time: its end waits for its output.
-const OUTPUT_PATIENCE: Duration = Duration::from_secs(2);
 
 const SIGINT: u32 = libc::SIGINT.unsigned_abs();
 const SIGTERM: u32 = libc::SIGTERM.unsigned_abs();
@@ -32,31 +28,12 @@ pub async fn kill(shim: Arc<Shim>, request: KillRequest) -> Result<(), TaskError
         };
     };
     match guest.signal(request.signal, request.all).await {
-        Ok(()) => (),
         // Its waiters hear of it in this moment.
         Err(error @ SandboxError::VmEnded(_)) => {
-            return Err(TaskError::not_found(format!("Process {name} has ended: {}", one_line(&error))));
+            Err(TaskError::not_found(format!("Process {name} has ended: {}", one_line(&error))))
         }
-        Err(error) => return Err(error.into()),
+        result => Ok(result?),
     }
-    if request.signal == SIGKILL {
-        drop_output_later(&process);
-        if request.all {
-            task.execs().iter().for_each(|exec| drop_output_later(&exec.process));
-        }
-    }
-    Ok(())
-}
-
-fn drop_output_later(process: &Arc<Process>) {
-    let process = Arc::clone(process);
-    tokio::spawn(async move {
-        if process.exited_within(OUTPUT_PATIENCE).await.is_none()
-            && let Some(pumps) = process.pumps()
-        {
-            pumps.abandon_output();
-        }
-    });
 }
 
 /// The pod's sandbox reacts as its usual program would: that one catches two signals and ignores all others.

@@ -12,8 +12,6 @@ use crate::events::Event;
 
 /// A container's processes end with its first: how long their ends may take to be told before its own.
 const EXECS_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long output that was handed over by a guest may take to reach its reader, once nothing more can come.
-const OUTPUT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Watches a task from its creation on.
 pub async fn task(shim: &Arc<Shim>, task: &Arc<Task>) {
@@ -30,12 +28,13 @@ pub async fn task(shim: &Arc<Shim>, task: &Arc<Task>) {
     });
 }
 
-/// Watches a process in the guest.
+/// Watches a process in the guest. Its end is told at once: output that nobody reads yet goes on to its reader until the task
+/// is deleted.
 pub fn process(shim: &Arc<Shim>, task: &Arc<Task>, process: &Arc<Process>) {
     let (shim, task, process) = (Arc::clone(shim), Arc::clone(task), Arc::clone(process));
     tokio::spawn(async move {
         let Some(guest) = process.guest() else { return };
-        let exit = match guest.wait().await {
+        let exit = match guest.wait_for_end().await {
             Ok(exit) => Exit::now(exit.status.into()),
             Err(error) => lost(&shim, &task, &process, &error).await,
         };
@@ -46,7 +45,7 @@ pub fn process(shim: &Arc<Shim>, task: &Arc<Task>, process: &Arc<Process>) {
         }
         told(&shim, &task, &process, exit).await;
         if let Some(pumps) = process.pumps() {
-            pumps.finish(OUTPUT_TIMEOUT).await;
+            pumps.process_ended();
         }
     });
 }

@@ -1,11 +1,10 @@
 //! Pods through containerd's CRI, as a kubelet makes them, with the configuration of `deploy/containerd`.
 //!
-//! Kubernetes' `runtime.v1.RuntimeService` is gRPC; `curl` speaks HTTP/2, and the few messages are written by hand
-//! (`k8s.io/cri-api/pkg/apis/runtime/v1/api.proto`).
+//! The messages are those of Kubernetes' `runtime.v1.RuntimeService` (`k8s.io/cri-api/pkg/apis/runtime/v1/api.proto`).
 
 use std::fs;
-use std::process::Command;
 
+use super::grpc::{self, Answer, bytes, first, message, number, text};
 use super::harness::Containerd;
 
 /// The image's name, for all that CRI does.
@@ -13,9 +12,6 @@ const IMAGE: &str = "docker.io/library/busybox:latest";
 const RUNTIME: &str = "hull";
 
 struct Cri(Containerd);
-
-/// What CRI says of a call.
-type Answer = Result<Vec<u8>, String>;
 
 struct Pod {
     id: String,
@@ -61,31 +57,7 @@ impl Cri {
     }
 
     fn call(&self, method: &str, request: &[u8]) -> Answer {
-        let (body, answer, headers) = (self.0.path("request"), self.0.path("answer"), self.0.path("headers"));
-        let mut framed = vec![0];
-        framed.extend(u32::try_from(request.len()).unwrap().to_be_bytes());
-        framed.extend(request);
-        fs::write(&body, framed).unwrap();
-        fs::write(&answer, "").unwrap();
-        let run = Command::new("curl")
-            .args(["--silent", "--show-error", "--http2-prior-knowledge", "--max-time", "300", "--unix-socket"])
-            .arg(self.0.path("c.sock"))
-            .args(["--header", "content-type: application/grpc", "--header", "te: trailers", "--data-binary"])
-            .arg(format!("@{}", body.display()))
-            .arg("--dump-header")
-            .arg(&headers)
-            .arg("--output")
-            .arg(&answer)
-            .arg(format!("http://localhost/runtime.v1.RuntimeService/{method}"))
-            .output()
-            .unwrap();
-        let headers = fs::read_to_string(headers).unwrap();
-        let header = |name: &str| headers.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
-        match header("grpc-status:") {
-            Some("0") => Ok(fs::read(answer).unwrap().split_off(5)),
-            Some(_) => Err(header("grpc-message:").unwrap_or_default().to_owned()),
-            None => panic!("{method}: {headers} {run:?}"),
-        }
+        grpc::call(&self.0, "k8s.io", &format!("runtime.v1.RuntimeService/{method}"), request)
     }
 
     /// `security` are fields of a `LinuxSandboxSecurityContext`.
@@ -158,49 +130,4 @@ fn pods_of_kubernetes_run_with_the_configuration_that_is_deployed() {
         .exec(&container, "mkdir /m; mount -t tmpfs none /m && echo mounted; ls /dev/kvm 2>/dev/null; ls -d /dev/null");
     assert_eq!(seen, "mounted\n/dev/null\n", "rights in the guest, and none of the host's devices");
     cri.remove(&pod);
-}
-
-fn message(fields: &[Vec<u8>]) -> Vec<u8> {
-    fields.concat()
-}
-
-fn text(field: u8, value: &str) -> Vec<u8> {
-    bytes(field, value.as_bytes())
-}
-
-fn bytes(field: u8, value: &[u8]) -> Vec<u8> {
-    [varint(u64::from(field) << 3 | 2), varint(value.len().try_into().unwrap()), value.to_vec()].concat()
-}
-
-fn number(field: u8, value: u64) -> Vec<u8> {
-    [varint(u64::from(field) << 3), varint(value)].concat()
-}
-
-fn varint(mut value: u64) -> Vec<u8> {
-    let mut encoded = Vec::new();
-    while value >= 0x80 {
-        encoded.push(u8::try_from(value & 0x7f).unwrap() | 0x80);
-        value >>= 7;
-    }
-    encoded.push(u8::try_from(value).unwrap());
-    encoded
-}
-
-/// The first field of that number, which has a length in front.
-fn first(mut message: &[u8], wanted: u64) -> Vec<u8> {
-    let mut take = || {
-        let (mut value, mut shift) = (0, 0);
-        loop {
-            let byte = message[0];
-            message = &message[1..];
-            value |= u64::from(byte & 0x7f) << shift;
-            shift += 7;
-            if byte < 0x80 {
-                return value;
-            }
-        }
-    };
-    let (tag, length) = (take(), take());
-    assert_eq!(tag, wanted << 3 | 2, "the first field is another one");
-    message[..usize::try_from(length).unwrap()].to_vec()
 }
