@@ -157,6 +157,13 @@ impl Containerd {
         Some((row[1].parse().unwrap(), row[2].to_owned()))
     }
 
+    /// The processes that `ctr task ps` lists of a container.
+    pub fn listed(&self, id: &str) -> Vec<i32> {
+        let list = self.ctr(["task", "ps", id]).ok();
+        let rows = list.lines().skip(1).filter_map(|row| row.split_whitespace().next());
+        rows.map(|pid| pid.parse().unwrap()).collect()
+    }
+
     pub fn wait_for_status(&self, id: &str, status: &str) {
         wait_for(&format!("{id} to be {status}"), || self.task(id).is_some_and(|(_, is)| is == status));
     }

@@ -23,6 +23,7 @@ fn the_containers_of_a_pod_share_one_vm_and_end_one_by_one() {
     assert_eq!((containerd.shims().len(), containerd.monitors().len()), (1, 1));
     for id in [&pod, &one, &two] {
         assert_eq!(containerd.task(id).unwrap(), (containerd.monitors()[0], "RUNNING".into()), "{id}");
+        assert_eq!(containerd.listed(id), containerd.monitors(), "{id}");
     }
     let exec = |id: &str| containerd.ctr(["task", "exec", "--exec-id", "e", id, "cat", "/proc/1/cmdline"]);
     assert!(exec(&one).ok().starts_with("sleep"), "each has its own processes");
