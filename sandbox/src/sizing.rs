@@ -4,6 +4,7 @@ use std::num::NonZeroU8;
 use std::thread::available_parallelism;
 
 use hull_vmm::config::MachineConfig;
+use nix::unistd::{SysconfVar, sysconf};
 
 use crate::parse::{Cpus, MemorySize};
 
@@ -72,6 +73,11 @@ impl Defaults {
         cpus.map_or(self.vcpus, Cpus::rounded_up).clamp(1, max_cpus())
     }
 
+    /// Memory of a VM whose containers may use `limit_mib` together, in MiB.
+    pub fn memory_for_mib(&self, limit_mib: u32) -> u32 {
+        self.with_overhead(limit_mib).min(MAX_MEMORY_MIB)
+    }
+
     fn with_overhead(&self, limit_mib: u32) -> u32 {
         limit_mib.saturating_add(limit_mib / PAGES_PER_MAP_PAGE).saturating_add(self.overhead_mib)
     }
@@ -81,6 +87,17 @@ impl Defaults {
 pub fn max_cpus() -> u8 {
     let host = available_parallelism().map_or(1, usize::from);
     u8::try_from(host).unwrap_or(MAX_VCPUS).min(MAX_VCPUS)
+}
+
+/// The host's memory in MiB, but not more than a VM can have, which it also is if it can't be known.
+pub fn host_memory_mib() -> u32 {
+    let pages = setting(SysconfVar::_PHYS_PAGES).zip(setting(SysconfVar::PAGE_SIZE));
+    let mib = pages.map(|(pages, bytes)| pages.saturating_mul(bytes) >> 20);
+    mib.and_then(|mib| u32::try_from(mib).ok()).map_or(MAX_MEMORY_MIB, |mib| mib.min(MAX_MEMORY_MIB))
+}
+
+fn setting(name: SysconfVar) -> Option<u64> {
+    sysconf(name).ok().flatten().and_then(|value| u64::try_from(value).ok())
 }
 
 #[cfg(test)]

@@ -47,6 +47,11 @@ impl TaskError {
         Self::new(Code::INVALID_ARGUMENT, message)
     }
 
+    /// There is not enough of something.
+    pub fn exhausted(message: impl Display) -> Self {
+        Self::new(Code::RESOURCE_EXHAUSTED, message)
+    }
+
     /// Hull can't do this.
     pub fn unimplemented(message: impl Display) -> Self {
         Self::new(Code::UNIMPLEMENTED, message)
@@ -85,6 +90,7 @@ impl From<SandboxError> for TaskError {
             SandboxError::VmEnded(_) => Code::UNAVAILABLE,
             SandboxError::NotReady(_) => Code::DEADLINE_EXCEEDED,
             SandboxError::NameTaken { .. } => Code::ALREADY_EXISTS,
+            SandboxError::MemoryNotTaken { .. } => Code::RESOURCE_EXHAUSTED,
             _ => Code::INTERNAL,
         };
         let line = match error.hint() {

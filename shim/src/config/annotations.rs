@@ -23,6 +23,8 @@ pub enum Adjustable {
     MaxVcpus,
     /// [`Config::default_memory_mib`].
     DefaultMemoryMib,
+    /// [`Config::max_memory_mib`].
+    MaxMemoryMib,
     /// [`Config::overhead_mib`].
     OverheadMib,
     /// [`Config::shm_size_mib`].
@@ -39,6 +41,7 @@ impl Adjustable {
             Self::DefaultVcpus => "default_vcpus",
             Self::MaxVcpus => "max_vcpus",
             Self::DefaultMemoryMib => "default_memory_mib",
+            Self::MaxMemoryMib => "max_memory_mib",
             Self::OverheadMib => "overhead_mib",
             Self::ShmSizeMib => "shm_size_mib",
             Self::Watchdog => "watchdog",

@@ -41,8 +41,9 @@ fn the_example_has_every_key_with_its_default() {
 fn what_is_wrong_is_told_with_place_key_and_reason() {
     assert_eq!(refused("vcpu = 1"), "F: vcpu: There is no such key");
     assert_eq!(refused("default_vcpus = 0"), "F: default_vcpus: 0 is not from 1 to 64");
-    assert_eq!(refused("max_vcpus = 65"), "F: max_vcpus: 65 is not from 1 to 64");
+    assert_eq!(refused("max_vcpus = 65"), "F: max_vcpus: 65 is not from 0 to 64");
     assert_eq!(refused("default_memory_mib = 39"), "F: default_memory_mib: 39 is not from 40 to 1048576");
+    assert_eq!(refused("max_memory_mib = 1048577"), "F: max_memory_mib: 1048577 is not from 0 to 1048576");
     assert_eq!(refused("overhead_mib = 0"), "F: overhead_mib: 0 is not from 40 to 65536");
     assert_eq!(refused("shm_size_mib = 1048577"), "F: shm_size_mib: 1048577 is not from 0 to 1048576");
     assert_eq!(refused("boot_timeout_s = 0"), "F: boot_timeout_s: 0 is not from 1 to 3600");
@@ -124,7 +125,8 @@ fn an_annotation_sets_what_the_host_allows_and_nothing_else() {
 
 #[test]
 fn every_key_that_annotations_can_set_exists() {
-    let keys = "default_vcpus max_vcpus default_memory_mib overhead_mib shm_size_mib watchdog boot_timeout_s";
+    let keys =
+        "default_vcpus max_vcpus default_memory_mib max_memory_mib overhead_mib shm_size_mib watchdog boot_timeout_s";
     for key in keys.split(' ') {
         let (value, wanted) = if key == "watchdog" { ("true", true.into()) } else { ("60", toml::Value::from(60)) };
         let config = format!("enable_annotations = ['{key}']");

@@ -112,10 +112,12 @@ pub struct Config {
     pub runtime_dir: PathBuf,
     /// Processors of a VM whose container has no processor limit.
     pub default_vcpus: u8,
-    /// Most processors that a pod's VM can have in use later, unless it has more at the start.
+    /// Most processors that a VM can have in use later, unless it has more at the start. 0: as many as the host has, up to 8.
     pub max_vcpus: u8,
     /// Memory of a VM whose container has no memory limit.
     pub default_memory_mib: u32,
+    /// Most memory that a VM can have later, unless it has more at the start. 0: the host's.
+    pub max_memory_mib: u32,
     /// What a VM has beside the limit of its container.
     pub overhead_mib: u32,
     /// Size of the `/dev/shm` of pods; 0: as large as containerd made it on the host.
@@ -139,9 +141,9 @@ impl Default for Config {
             initramfs: PathBuf::new(),
             runtime_dir: PathBuf::new(),
             default_vcpus: sizes.vcpus,
-            // Each processor that a VM can have costs a thread and some of the guest's memory.
-            max_vcpus: 8,
+            max_vcpus: 0,
             default_memory_mib: sizes.memory_mib,
+            max_memory_mib: 0,
             overhead_mib: sizes.overhead_mib,
             shm_size_mib: 0,
             watchdog: false,
@@ -242,8 +244,9 @@ impl Config {
         }
         absolute("runtime_dir", &self.runtime_dir)?;
         within("default_vcpus", self.default_vcpus, 1, sizing::MAX_VCPUS)?;
-        within("max_vcpus", self.max_vcpus, 1, sizing::MAX_VCPUS)?;
+        within("max_vcpus", self.max_vcpus, 0, sizing::MAX_VCPUS)?;
         within("default_memory_mib", self.default_memory_mib, sizing::MIN_MEMORY_MIB, sizing::MAX_MEMORY_MIB)?;
+        within("max_memory_mib", self.max_memory_mib, 0, sizing::MAX_MEMORY_MIB)?;
         // The smallest limit of a container plus this has to be a VM that starts.
         within("overhead_mib", self.overhead_mib, sizing::MIN_MEMORY_MIB, MAX_OVERHEAD_MIB)?;
         within("shm_size_mib", self.shm_size_mib, 0, sizing::MAX_MEMORY_MIB)?;

@@ -40,13 +40,24 @@ pub async fn resume(shim: Arc<Shim>, id: String) -> Result<(), TaskError> {
     Ok(())
 }
 
-/// Changes the task's limits. The request carries the `resources` object of an OCI runtime specification.
+/// Changes the task's limits, and the size of its VM with them. The request carries the `resources` object of an OCI runtime
+/// specification.
 pub async fn update(shim: Arc<Shim>, request: UpdateTaskRequest) -> Result<(), TaskError> {
     let task = shim.task(&request.id)?;
     let resources = request.resources.into_option().unwrap_or_default();
     let resources = serde_json::from_slice(&resources.value)
         .map_err(|error| TaskError::invalid(format!("The resources can't be read: {error}")))?;
-    Ok(task.container()?.update(&resources).await?)
+    let container = task.container()?;
+    let budget = shim.vm.read().await.as_ref().map(|vm| Arc::clone(&vm.budget));
+    let claim = match budget {
+        Some(budget) => Some(budget.change(&task.id, &resources).await?),
+        None => None,
+    };
+    container.update(&resources).await?;
+    if let Some(claim) = claim {
+        claim.keep();
+    }
+    Ok(())
 }
 
 /// Tells a terminal its size.

@@ -18,8 +18,9 @@ use crate::bundle::{Bundle, Role};
 use crate::config::{Config, ConfigError, RuntimeOptions};
 use crate::error::TaskError;
 use crate::events::Event;
+use crate::log;
 use crate::stdio::{Owner, Stdio};
-use crate::{log, vm};
+use crate::vm::{self, Limits, Vm};
 
 /// Creates a task; the answer is the process identifier that stands for it.
 pub async fn create(shim: Arc<Shim>, request: CreateTaskRequest) -> Result<u32, TaskError> {
@@ -70,7 +71,7 @@ async fn make(
     role: &Role,
 ) -> Result<Task, TaskError> {
     let guard = shim.vm.read().await;
-    let Some(sandbox) = guard.as_ref() else {
+    let Some(Vm { sandbox, budget }) = guard.as_ref() else {
         return Err(TaskError::precondition("The pod's VM has ended"));
     };
     let stdio = Stdio {
@@ -89,6 +90,7 @@ async fn make(
     }
     let owner = Owner { namespace: &shim.args.namespace, container_id: &request.id };
     let opened = stdio.open(owner).await.map_err(|error| TaskError::invalid(crate::error::one_line(&error)))?;
+    let claim = budget.add(&request.id, Limits::of_container(&spec)).await?;
     let container = BundleContainer {
         id: request.id.clone(),
         io: ProcessIo { stdin: stdio.has_stdin(), terminal: stdio.terminal.then(|| terminal_size(&spec)) },
@@ -96,6 +98,7 @@ async fn make(
         spec,
     };
     let (container, streams) = Sandbox::create_bundle(sandbox, container).await.map_err(TaskError::making)?;
+    claim.keep();
     let container = Arc::new(container);
     let init = Process::new("", stdio);
     init.enter(Guest::Init(Arc::clone(&container)), opened.connect(streams));

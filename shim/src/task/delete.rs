@@ -68,6 +68,9 @@ async fn delete_task(shim: &Shim, task: &Task) -> Result<Exit, TaskError> {
         // The end of the VM is the end of it too.
         tracing::warn!(task = task.id, %error, "the guest did not delete the container");
     }
+    if let Some(vm) = shim.vm.read().await.as_ref() {
+        vm.budget.remove(&task.id);
+    }
     if shim.forget(&task.id) {
         shim.end_vm().await;
     }

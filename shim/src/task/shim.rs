@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use hull_sandbox::{Container, Sandbox};
+use hull_sandbox::Container;
 use tokio::sync::{RwLock, watch};
 
 use super::hooks::TaskHooks;
@@ -13,6 +13,7 @@ use super::process::Process;
 use crate::args::Args;
 use crate::error::TaskError;
 use crate::events::EventQueue;
+use crate::vm::Vm;
 
 /// Bound on the containers of a pod, and on the processes of a container.
 const MAX_TASKS: usize = 1024;
@@ -25,7 +26,7 @@ pub struct Shim {
     /// Where events are put.
     pub events: EventQueue,
     /// The VM, while there is one. Who makes a container in it reads; who makes or ends it writes.
-    pub vm: RwLock<Option<Sandbox>>,
+    pub vm: RwLock<Option<Vm>>,
     tasks: Mutex<HashMap<String, Slot>>,
     finished: watch::Sender<bool>,
 }
@@ -124,7 +125,7 @@ impl Shim {
     pub async fn end_vm(&self) {
         let vm = self.vm.write().await.take();
         if let Some(vm) = vm {
-            let end = vm.shutdown().await;
+            let end = vm.sandbox.shutdown().await;
             tracing::debug!(%end, "the VM is gone");
         }
     }

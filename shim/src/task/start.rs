@@ -29,8 +29,8 @@ async fn start_task(shim: &Shim, task: &Task) -> Result<(), TaskError> {
     let _turn = task.init.turn.lock().await;
     created(&task.init, &task.id)?;
     // Docker and others may have added interfaces since the container was created.
-    if let Some(sandbox) = shim.vm.read().await.as_ref() {
-        sandbox.update_network().await?;
+    if let Some(vm) = shim.vm.read().await.as_ref() {
+        vm.sandbox.update_network().await?;
     }
     if let Some(container) = &task.container {
         container.start().await.map_err(TaskError::making)?;

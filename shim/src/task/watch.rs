@@ -63,7 +63,7 @@ async fn lost(shim: &Shim, task: &Task, process: &Process, error: &SandboxError)
 
 /// The pod's sandbox runs as long as the VM.
 async fn vm(shim: &Arc<Shim>, task: &Arc<Task>) {
-    let Some(ended) = shim.vm.read().await.as_ref().map(|sandbox| sandbox.watch_end()) else { return };
+    let Some(ended) = shim.vm.read().await.as_ref().map(|vm| vm.sandbox.watch_end()) else { return };
     let (shim, task) = (Arc::clone(shim), Arc::clone(task));
     tokio::spawn(async move {
         tokio::select! {

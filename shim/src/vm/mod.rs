@@ -1,5 +1,7 @@
 //! From a bundle to a VM.
 
+mod budget;
+mod limits;
 mod network;
 mod size;
 mod usage;
@@ -18,8 +20,19 @@ use crate::bundle::{Bundle, Role, ShimRecord};
 use crate::config::{Config, Parts};
 use crate::error::TaskError;
 use crate::task::Shim;
+use size::Range;
 
+pub use budget::Budget;
+pub use limits::Limits;
 pub use usage::{Usage, usage};
+
+/// A VM with all that belongs to it.
+pub struct Vm {
+    /// The VM itself.
+    pub sandbox: Sandbox,
+    /// Its size, and whose.
+    pub budget: Arc<Budget>,
+}
 
 /// Names of images in annotations: of containerd's CRI, and of CRI-O.
 const IMAGE_ANNOTATIONS: [&str; 2] = ["io.kubernetes.cri.image-name", "io.kubernetes.cri-o.ImageName"];
@@ -38,7 +51,9 @@ pub async fn start(
         return Err(TaskError::precondition("This shim has a VM already"));
     }
     let shm_size_bytes = config.shm_size_bytes();
-    let config = sandbox_config(shim, id, spec, role, config)?;
+    let (sizes, range) = (config.sizes(), Range::new(spec, role, config));
+    let config = sandbox_config(shim, id, spec, range, config)?;
+    let root = config.root.clone();
     let record = ShimRecord {
         shim_pid: std::process::id(),
         runtime_root: config.root.path().to_owned(),
@@ -57,7 +72,8 @@ pub async fn start(
         sandbox.configure(settings).await?;
     }
     sandbox.mark_running()?;
-    *vm = Some(sandbox);
+    let budget = Arc::new(Budget::new(&sandbox, root, sizes, range));
+    *vm = Some(Vm { sandbox, budget });
     Ok(())
 }
 
@@ -65,10 +81,9 @@ fn sandbox_config(
     shim: &Shim,
     id: &str,
     spec: &Spec,
-    role: &Role,
+    Range { least, most }: Range,
     config: &Config,
 ) -> Result<SandboxConfig, TaskError> {
-    let size = size::of(spec, role, config);
     let Parts { monitor, kernel, initramfs } = config.parts()?;
     let process = spec.process().as_ref();
     let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -82,13 +97,13 @@ fn sandbox_config(
             status: SandboxStatus::Starting,
             owner_pid: std::process::id(),
             monitor_pid: 0,
-            vcpus: size.vcpus,
-            memory_mib: size.memory_mib,
-            max_memory_mib: size.memory_mib,
+            vcpus: least.vcpus,
+            memory_mib: least.memory_mib,
+            max_memory_mib: most.memory_mib,
             stop_signal: libc::SIGTERM,
             stop_timeout_s: 10,
         },
-        max_vcpus: size.max_vcpus,
+        max_vcpus: most.vcpus,
         root: config.runtime_root()?,
         monitor,
         kernel,

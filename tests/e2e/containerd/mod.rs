@@ -10,4 +10,5 @@ mod network;
 mod output;
 mod pods;
 mod run;
+mod sizes;
 mod tasks;

@@ -5,14 +5,30 @@ use super::harness::{Containerd, HULL};
 const KIND: &str = "io.kubernetes.cri.container-type";
 const SANDBOX: &str = "io.kubernetes.cri.sandbox-id";
 
+/// The annotations of a container of the pod `sandbox`.
+pub fn member_flags(sandbox: &str) -> [String; 4] {
+    ["--annotation".into(), format!("{KIND}=container"), "--annotation".into(), format!("{SANDBOX}={sandbox}")]
+}
+
+/// Starts a pod without containers.
+pub fn sandbox_with(containerd: &Containerd, flags: &[&str]) -> String {
+    let kind = format!("{KIND}=sandbox");
+    containerd.detached(HULL, &[flags, &["--annotation", &kind]].concat(), "this is never run")
+}
+
+/// Starts a container of the pod `sandbox`.
+pub fn member_with(containerd: &Containerd, sandbox: &str, flags: &[&str], script: &str) -> String {
+    let own = member_flags(sandbox);
+    let own: Vec<_> = own.iter().map(String::as_str).collect();
+    containerd.detached(HULL, &[flags, &own].concat(), script)
+}
+
 fn member(containerd: &Containerd, sandbox: &str, script: &str) -> String {
-    let (kind, sandbox) = (format!("{KIND}=container"), format!("{SANDBOX}={sandbox}"));
-    containerd.detached(HULL, &["--annotation", &kind, "--annotation", &sandbox], script)
+    member_with(containerd, sandbox, &[], script)
 }
 
 fn sandbox(containerd: &Containerd) -> String {
-    let kind = format!("{KIND}=sandbox");
-    containerd.detached(HULL, &["--annotation", &kind], "this is never run")
+    sandbox_with(containerd, &[])
 }
 
 #[test]
