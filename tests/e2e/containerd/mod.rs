@@ -11,4 +11,5 @@ mod output;
 mod pods;
 mod run;
 mod sizes;
+mod storage;
 mod tasks;
