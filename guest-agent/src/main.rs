@@ -38,6 +38,7 @@ mod sandbox;
 mod service;
 mod sys;
 mod sysctl;
+mod volume;
 
 /// Called by [`sys`] in place of `main`.
 #[cfg_attr(test, allow(dead_code, reason = "tests have their own entry"))]

@@ -210,6 +210,11 @@ impl agent_ttrpc::Agent for Service {
         Ok(agent::WaitOomResponse { kills, ..Default::default() })
     }
 
+    async fn update_volume(&self, _: &TtrpcContext, request: agent::UpdateVolumeRequest) -> Result<agent::Empty> {
+        self.0.containers.update_volume(request).await?;
+        Ok(agent::Empty::new())
+    }
+
     async fn configure_sandbox(
         &self,
         _: &TtrpcContext,

@@ -16,7 +16,7 @@ mod token;
 pub use token::{Token, TokenError};
 
 /// Version of the service definition. Host and agent must agree: both come from one build.
-pub const PROTOCOL_VERSION: u32 = 3;
+pub const PROTOCOL_VERSION: u32 = 4;
 
 /// Context identifier of the host in AF_VSOCK.
 pub const HOST_CID: u32 = 2;
@@ -41,6 +41,9 @@ pub const SHARED_DIR: &str = "/run/hull/shared";
 
 /// Where the guest mounts the memory that all containers of the sandbox share (`/dev/shm`).
 pub const SHM_DIR: &str = "/run/hull/shm";
+
+/// Where the guest has copies of volumes that the host replaces in one step: in a directory for each container, by their numbers.
+pub const VOLUMES_DIR: &str = "/run/hull/volumes";
 
 /// Upper bound for one ttrpc message in either direction, in bytes.
 pub const MAX_MESSAGE_BYTES: usize = 4 << 20;

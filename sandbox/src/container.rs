@@ -18,11 +18,12 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use crate::agent::{AgentErrorKind, CALL_TIMEOUT, CREATE_TIMEOUT};
-use crate::bundle::{self, BundleContainer, BundleRoot};
+use crate::bundle;
 use crate::error::SandboxError;
 use crate::sandbox::{Sandbox, Shared};
-use crate::shared_dir::{BindMount, ContainerMounts, ROOTFS};
+use crate::shared_dir::ContainerMounts;
 use crate::token_gate::Pending;
+use crate::volume::Watch;
 
 pub use hull_protocol::agent::{ContainerStatsResponse as ContainerStats, DeviceIo};
 
@@ -151,8 +152,24 @@ pub struct ProcessStreams {
 /// A container that was created.
 pub struct Container {
     init: Process,
-    /// The host's mounts, if it is of a bundle.
-    mounts: Option<Arc<Mutex<ContainerMounts>>>,
+    /// What it has on the host, if it is of a bundle.
+    host: Option<Arc<Mutex<HostParts>>>,
+}
+
+/// What a container of a bundle has on the host.
+pub(crate) struct HostParts {
+    /// Its file systems.
+    pub(crate) mounts: ContainerMounts,
+    /// Those of them that the guest has copies of.
+    pub(crate) volumes: Option<Watch>,
+}
+
+impl HostParts {
+    /// Lets go of it. What fails can be tried again.
+    fn remove(&mut self) -> Result<(), SandboxError> {
+        self.volumes = None;
+        Ok(self.mounts.remove()?)
+    }
 }
 
 /// A process in a container.
@@ -183,51 +200,12 @@ impl Sandbox {
         self.request_container(request, config.io, None).await
     }
 
-    /// Makes a container of a bundle of the host, whose process waits for [`Container::start`]. Its file systems are mounted in
-    /// the sandbox's shared directory until [`Container::delete`].
-    pub async fn create_bundle(&self, bundle: BundleContainer) -> Result<(Container, ProcessStreams), SandboxError> {
-        let BundleContainer { id, spec, root, io } = bundle;
-        if self.shared().directory.is_none() {
-            return Err(SandboxError::NothingShared);
-        }
-        let translated = bundle::translate(&id, spec, io.terminal.is_some())?;
-        let oci_spec_json = serde_json::to_vec(&translated.spec).map_err(SandboxError::Specification)?;
-        let mounts = self.mount(id.clone(), root, translated.binds).await?;
-        let request = CreateContainerRequest {
-            rootfs: MessageField::some(RootFilesystem {
-                shared_path: format!("{id}/{ROOTFS}"),
-                read_only: translated.read_only,
-                ..Default::default()
-            }),
-            container_id: id,
-            oci_spec_json,
-            sandbox_pid_namespace: translated.sandbox_pid_namespace,
-            ..Default::default()
-        };
-        self.request_container(request, io, Some(mounts)).await
-    }
-
-    /// Mounts in a thread, because a file system may take its time.
-    async fn mount(
-        &self,
-        id: String,
-        root: BundleRoot,
-        binds: Vec<BindMount>,
-    ) -> Result<ContainerMounts, SandboxError> {
-        let shared = Arc::clone(self.shared());
-        let work = move || match &shared.directory {
-            Some(directory) => Ok(directory.mount_container(&id, &root, &binds)?),
-            None => Err(SandboxError::NothingShared),
-        };
-        let mounted = tokio::task::spawn_blocking(work).await;
-        mounted.unwrap_or_else(|_| Err(SandboxError::Nonsense("mounting")))
-    }
-
-    async fn request_container(
+    /// Makes a container; `host` is what it has on the host, which goes with it or at once if it isn't made.
+    pub(crate) async fn request_container(
         &self,
         mut request: CreateContainerRequest,
         io: ProcessIo,
-        mounts: Option<ContainerMounts>,
+        host: Option<HostParts>,
     ) -> Result<(Container, ProcessStreams), SandboxError> {
         let shared = self.shared();
         let expected = ExpectedStreams::new(shared, io)?;
@@ -245,7 +223,10 @@ impl Sandbox {
                 return Err(error);
             }
         };
-        Ok((Container { init, mounts: mounts.map(|mounts| Arc::new(Mutex::new(mounts))) }, streams))
+        if let Some(volumes) = host.as_ref().and_then(|host| host.volumes.as_ref()) {
+            volumes.container_is_there().await;
+        }
+        Ok((Container { init, host: host.map(|host| Arc::new(Mutex::new(host))) }, streams))
     }
 }
 
@@ -316,7 +297,7 @@ impl Container {
     /// Changes limits; all that are named, or none. Those of a bundle are the host's and are translated as its specification
     /// was.
     pub async fn update(&self, resources: &LinuxResources) -> Result<(), SandboxError> {
-        let translated = self.mounts.is_some().then(|| bundle::guest_resources(resources));
+        let translated = self.host.is_some().then(|| bundle::guest_resources(resources));
         let json = serde_json::to_vec(translated.as_ref().unwrap_or(resources)).map_err(SandboxError::Specification)?;
         let request = UpdateContainerRequest {
             container_id: self.init.container_id.clone(),
@@ -369,8 +350,8 @@ impl Container {
             Err(error) if !matches!(error, SandboxError::VmEnded(_)) && !is_gone(&error) => return Err(error),
             deleted => deleted,
         };
-        if let Some(mounts) = self.mounts.clone() {
-            let remove = move || mounts.lock().unwrap_or_else(PoisonError::into_inner).remove();
+        if let Some(host) = self.host.clone() {
+            let remove = move || host.lock().unwrap_or_else(PoisonError::into_inner).remove();
             let removed = tokio::task::spawn_blocking(remove).await;
             removed.unwrap_or(Ok(()))?;
         }

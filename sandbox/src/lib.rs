@@ -11,6 +11,7 @@
 //! | [`sandbox`] | boot, readiness, teardown |
 //! | [`shared_dir`] | what of the host's files containers see |
 //! | [`bundle`] | OCI bundles of the host in a guest |
+//! | `volume` | configuration that the host replaces while containers use it |
 //! | [`container`] | containers and their processes |
 //! | [`machine`] | changes of a running VM: devices, processors, memory |
 //! | [`network`] | interfaces of a network namespace, for the guest |
@@ -53,6 +54,7 @@ pub mod spec;
 pub mod text;
 pub mod timeline;
 mod token_gate;
+mod volume;
 
 pub use agent::{AgentError, AgentErrorKind};
 pub use bundle::{BundleContainer, BundleError, BundleRoot, RootMount};

@@ -21,6 +21,7 @@ use crate::runtime_dir::{RuntimeDir, RuntimeRoot, SandboxRecord, SandboxStatus};
 use crate::shared_dir::SharedDir;
 use crate::timeline::{Timeline, now_ns};
 use crate::token_gate::{Pending, TokenGate};
+use crate::volume::Volumes;
 
 /// How long a guest may take until its agent reports.
 pub const READY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -106,6 +107,7 @@ pub(crate) struct Shared {
     pub(crate) timeline: Arc<Timeline>,
     pub(crate) directory: Option<SharedDir>,
     pub(crate) network: Option<Attached>,
+    pub(crate) volumes: Volumes,
 }
 
 /// What a VM whose agent answers consists of.
@@ -135,7 +137,7 @@ impl Sandbox {
                 }
             };
         let record = SandboxRecord { monitor_pid: monitor.pid(), ..config.record };
-        let shared = Shared { agent, monitor, streams, timeline, directory, network };
+        let shared = Shared { agent, monitor, streams, timeline, directory, network, volumes: Volumes::default() };
         let sandbox = Self { shared: Arc::new(shared), dir, record };
         match sandbox.update_network().await {
             Ok(()) => Ok(sandbox),

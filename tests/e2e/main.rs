@@ -40,5 +40,6 @@ mod share;
 mod stdio;
 mod terminal;
 mod vhost;
+mod volumes;
 mod vsock;
 mod watchdog;

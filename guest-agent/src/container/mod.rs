@@ -40,6 +40,8 @@ pub struct Container {
     is_paused: AtomicBool,
     /// Set when it is removed.
     removed: watch::Sender<bool>,
+    /// Held while copies of its volumes are changed or removed.
+    volumes: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// Where a container's root file system comes from.

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use hull_protocol::agent::{
     CreateContainerRequest, DeleteContainerRequest, ExecProcessRequest, RootFilesystem, Streams, TerminalSize,
+    UpdateVolumeRequest,
 };
 use nix::unistd::Pid;
 use oci_spec::runtime::{Process as OciProcess, Spec};
@@ -15,9 +16,10 @@ use tokio::sync::watch;
 
 use crate::container::{Container, ContainerRoot, Status, lock, removal};
 use crate::failure::{Context, Failure};
+use crate::helper::shared;
 use crate::process::{Process, Spawn, StartGate};
 use crate::reaper::Reaper;
-use crate::{cgroup, helper, identifier, layout};
+use crate::{cgroup, helper, identifier, layout, volume};
 
 /// Most containers in one virtual machine.
 const MAX_CONTAINERS: usize = 256;
@@ -82,6 +84,7 @@ impl Registry {
                     paused: tokio::sync::Mutex::default(),
                     is_paused: AtomicBool::new(false),
                     removed: watch::Sender::new(false),
+                    volumes: Arc::default(),
                 };
                 lock(&self.table).insert(id, Entry::Live(Arc::new(container)));
                 Ok(pid)
@@ -105,6 +108,10 @@ impl Registry {
         request: &CreateContainerRequest,
         terminal: bool,
     ) -> Result<(Process, StartGate), Failure> {
+        if !request.volumes.is_empty() {
+            let (id, volumes) = (id.to_owned(), request.volumes.clone());
+            blocking(move || volume::create(&id, &volumes)).await?;
+        }
         let mut arguments = Vec::new();
         if request.sandbox_pid_namespace {
             arguments.push(self.pid_namespace().await?.to_string());
@@ -179,6 +186,21 @@ impl Registry {
         Ok(pid)
     }
 
+    /// Makes the copy of a volume like what the host has now.
+    pub async fn update_volume(&self, request: UpdateVolumeRequest) -> Result<(), Failure> {
+        let container = self.get(&request.container_id)?;
+        let turn = Arc::clone(&container.volumes).lock_owned().await;
+        if *container.removed.borrow() {
+            return Err(Failure::not_found(format!("no container {}", container.id)));
+        }
+        blocking(move || {
+            // Also if nobody waits for the answer any more.
+            let _turn = turn;
+            volume::update(&container.id, &request.volume)
+        })
+        .await
+    }
+
     /// Removes a container, or the record of an exec'd process.
     pub async fn delete(&self, request: &DeleteContainerRequest) -> Result<(), Failure> {
         let container = self.get(&request.container_id)?;
@@ -192,9 +214,10 @@ impl Registry {
         let id = &container.id;
         removal::kill(id, &container.init).await?;
         lock(&self.table).insert(id.clone(), Entry::Reserved);
+        let _volumes = container.volumes.lock().await;
         let removed = removal::remove(id).await;
         if let Err(failure) = removed {
-            lock(&self.table).insert(id.clone(), Entry::Live(container));
+            lock(&self.table).insert(id.clone(), Entry::Live(Arc::clone(&container)));
             return Err(failure);
         }
         lock(&self.table).remove(id);
@@ -219,7 +242,7 @@ impl Registry {
     fn release(&self, root: &ContainerRoot) {
         match root {
             ContainerRoot::Image(serial) => self.release_image(serial),
-            ContainerRoot::Shared => removal::forget_shared(),
+            ContainerRoot::Shared => shared::forget(),
         }
         if !self.uses(|container| container.in_sandbox_pid_namespace)
             && let Some(process) = lock(&self.pid_namespace).take()
@@ -250,6 +273,11 @@ impl ContainerRoot {
         }
         Ok(Self::Image(identifier::check("rootfs.image_serial", &rootfs.image_serial)?.to_string()))
     }
+}
+
+/// Does work that waits for the kernel, or for the host's files, in a thread of its own.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> Result<T, Failure> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(Failure::internal(error)))
 }
 
 fn parse<T: for<'a> serde::Deserialize<'a>>(json: &[u8], field: &str) -> Result<T, Failure> {

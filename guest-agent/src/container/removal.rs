@@ -8,10 +8,10 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 
-use crate::cgroup;
 use crate::failure::{Context, Failure};
 use crate::layout::{self, Bundle};
 use crate::process::Process;
+use crate::{cgroup, volume};
 
 /// Longest wait for killed processes to go. One that hangs in the kernel (a dead network file system) may take for ever.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -35,6 +35,7 @@ pub async fn remove(id: &str) -> Result<(), Failure> {
         // Never recursive: if something were still mounted here, it would be emptied.
         gone(fs::remove_dir(&mount)).context(format!("remove {}", mount.display()))?;
     }
+    volume::remove(id)?;
     gone(fs::remove_dir_all(bundle.path())).context("remove the bundle")?;
     gone(fs::remove_dir_all(Path::new(layout::STATE).join(id))).context("remove the state")
 }
@@ -47,15 +48,6 @@ pub fn unmount_image(serial: &str) {
         return;
     }
     let _ = fs::remove_dir(&target);
-}
-
-/// Has the kernel forget the names and inodes of shared files that nobody uses. As long as it knows them the host keeps them
-/// open, and with them file systems that it wants to unmount.
-pub fn forget_shared() {
-    const NAMES_AND_INODES: &str = "2";
-    if let Err(error) = fs::write("/proc/sys/vm/drop_caches", NAMES_AND_INODES) {
-        eprintln!("hull-agent: forget shared files: {error}");
-    }
 }
 
 fn unmount(target: &Path) -> Result<(), Failure> {

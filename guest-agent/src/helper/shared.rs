@@ -49,8 +49,17 @@ pub fn mount_memory(size_bytes: u64) -> Result<(), Failure> {
     mount(Some("shm"), SHM_DIR, Some("tmpfs"), flags, Some(options.as_str())).context("mount the shared memory")
 }
 
+/// Has the kernel forget the names and inodes of shared files that nobody uses. As long as it knows them the host keeps them
+/// open, and with them file systems that it wants to unmount.
+pub fn forget() {
+    const NAMES_AND_INODES: &str = "2";
+    if let Err(error) = fs::write("/proc/sys/vm/drop_caches", NAMES_AND_INODES) {
+        eprintln!("hull-agent: forget shared files: {error}");
+    }
+}
+
 /// Mounts the host's directory at the first need.
-fn mount_shared() -> Result<(), Failure> {
+pub fn mount_shared() -> Result<(), Failure> {
     if is_mounted(SHARED_DIR) {
         return Ok(());
     }

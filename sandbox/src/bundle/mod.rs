@@ -3,6 +3,7 @@
 //! A bundle's specification speaks of the host: its files, namespaces, cgroups, devices. [`translate`] makes of it one that
 //! means the same in the guest; what can't mean the same is refused, with the field's name.
 
+mod create;
 mod devices;
 mod mounts;
 mod namespaces;

@@ -28,8 +28,8 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use thiserror::Error;
 
-pub(crate) use mounts::ROOTFS;
 pub use mounts::{BindMount, BundleRoot, ContainerMounts, RootMount};
+pub(crate) use mounts::{MOUNTS, ROOTFS};
 
 const SHARED: &str = "shared";
 const EXPORT: &str = "export";

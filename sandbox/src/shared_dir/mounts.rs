@@ -16,7 +16,8 @@ use super::{SharedDirError, attributes, gone, unmount};
 
 /// Name of the root file system in a container's directory.
 pub(crate) const ROOTFS: &str = "rootfs";
-const MOUNTS: &str = "mounts";
+/// Name of the directory with its bind mounts, which have numbers there.
+pub(crate) const MOUNTS: &str = "mounts";
 /// mount(2) reads one page, of which the last byte is a zero.
 const MAX_DATA_BYTES: usize = 4095;
 
@@ -85,6 +86,11 @@ impl ContainerMounts {
             bind(&wanted.source, &target, wanted.recursive, wanted.read_only)?;
         }
         Ok(made)
+    }
+
+    /// Where the bind mount of this number is.
+    pub(crate) fn bind_path(&self, number: u32) -> PathBuf {
+        self.dir.join(MOUNTS).join(number.to_string())
     }
 
     /// Takes them away. What fails can be tried again.
