@@ -111,6 +111,7 @@ mod tests {
             name: name.into(),
             pci_address: String::new(),
             guest_name: String::new(),
+            number: None,
         };
         assert_eq!(free_name(&[]).unwrap(), "drive1");
         assert_eq!(free_name(&[device("image"), device("drive1"), device("drive3")]).unwrap(), "drive2");

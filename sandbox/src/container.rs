@@ -1,5 +1,6 @@
 //! Containers of a sandbox and their processes.
 
+use std::mem;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use crate::agent::{AgentErrorKind, CALL_TIMEOUT, CREATE_TIMEOUT};
+use crate::block_devices::Key;
 use crate::bundle;
 use crate::error::SandboxError;
 use crate::sandbox::{Sandbox, Shared};
@@ -162,6 +164,8 @@ pub(crate) struct HostParts {
     pub(crate) mounts: ContainerMounts,
     /// Those of them that the guest has copies of.
     pub(crate) volumes: Option<Watch>,
+    /// Block devices.
+    pub(crate) block_devices: Vec<Key>,
 }
 
 impl HostParts {
@@ -350,10 +354,15 @@ impl Container {
             Err(error) if !matches!(error, SandboxError::VmEnded(_)) && !is_gone(&error) => return Err(error),
             deleted => deleted,
         };
-        if let Some(host) = self.host.clone() {
-            let remove = move || host.lock().unwrap_or_else(PoisonError::into_inner).remove();
+        if let Some(host) = &self.host {
+            let mounted = Arc::clone(host);
+            let remove = move || mounted.lock().unwrap_or_else(PoisonError::into_inner).remove();
             let removed = tokio::task::spawn_blocking(remove).await;
             removed.unwrap_or(Ok(()))?;
+            let devices = mem::take(&mut host.lock().unwrap_or_else(PoisonError::into_inner).block_devices);
+            if !matches!(deleted, Err(SandboxError::VmEnded(_))) {
+                self.init.shared.block_devices.release(&devices).await;
+            }
         }
         deleted
     }

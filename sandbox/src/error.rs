@@ -8,6 +8,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use crate::agent::AgentError;
+use crate::block_devices::BlockDeviceError;
 use crate::bundle::BundleError;
 use crate::control::ControlError;
 use crate::monitor::VmEnd;
@@ -75,6 +76,9 @@ pub enum SandboxError {
     /// A directory or mount for its containers.
     #[error(transparent)]
     SharedDir(#[from] SharedDirError),
+    /// A block device for its containers.
+    #[error(transparent)]
+    BlockDevice(#[from] BlockDeviceError),
     /// A bundle's specification can't be carried out in a guest.
     #[error(transparent)]
     Bundle(#[from] BundleError),

@@ -12,6 +12,7 @@
 //! | [`shared_dir`] | what of the host's files containers see |
 //! | [`bundle`] | OCI bundles of the host in a guest |
 //! | `volume` | configuration that the host replaces while containers use it |
+//! | [`block_devices`] | block devices of the host in containers |
 //! | [`container`] | containers and their processes |
 //! | [`machine`] | changes of a running VM: devices, processors, memory |
 //! | [`network`] | interfaces of a network namespace, for the guest |
@@ -34,6 +35,7 @@
 )]
 
 pub mod agent;
+pub mod block_devices;
 pub mod bundle;
 pub mod container;
 mod control;

@@ -14,7 +14,9 @@ use hull_vmm::config::{
 use tokio::time::{sleep, timeout};
 
 use crate::agent::{self, AgentError, AgentErrorKind, CALL_TIMEOUT};
+use crate::block_devices::BlockDevices;
 use crate::error::SandboxError;
+use crate::machine::Machine;
 use crate::monitor::{ConfigPipe, Monitor, VmEnd};
 use crate::network::{Attached, HostNetwork, Interface, NetworkNamespace};
 use crate::runtime_dir::{RuntimeDir, RuntimeRoot, SandboxRecord, SandboxStatus};
@@ -108,6 +110,7 @@ pub(crate) struct Shared {
     pub(crate) directory: Option<SharedDir>,
     pub(crate) network: Option<Attached>,
     pub(crate) volumes: Volumes,
+    pub(crate) block_devices: BlockDevices,
 }
 
 /// What a VM whose agent answers consists of.
@@ -137,7 +140,9 @@ impl Sandbox {
                 }
             };
         let record = SandboxRecord { monitor_pid: monitor.pid(), ..config.record };
-        let shared = Shared { agent, monitor, streams, timeline, directory, network, volumes: Volumes::default() };
+        let block_devices = BlockDevices::new(Machine::new(agent.clone(), dir.path(), record.max_memory_mib));
+        let volumes = Volumes::default();
+        let shared = Shared { agent, monitor, streams, timeline, directory, network, volumes, block_devices };
         let sandbox = Self { shared: Arc::new(shared), dir, record };
         match sandbox.update_network().await {
             Ok(()) => Ok(sandbox),

@@ -289,12 +289,12 @@ fn what_a_guest_can_not_have_is_refused_and_nothing_is_left() {
         let Err(error) = pod.create("c", "true", missing).await else { panic!("it has no source") };
         assert!(matches!(&error, SandboxError::SharedDir(_)) && error.to_string().contains("none"), "{error}");
         let device = |spec: &mut Value| {
-            spec["linux"]["devices"] = json!([{ "path": "/dev/sda", "type": "b", "major": 8, "minor": 0 }]);
+            spec["linux"]["devices"] = json!([{ "path": "/dev/kvm", "type": "c", "major": 10, "minor": 232 }]);
         };
         let Err(error) = pod.create("c", "true", device).await else { panic!("it has no such device") };
         assert_eq!(
             error.to_string(),
-            "linux.devices[0]: the guest doesn't have the device /dev/sda (b 8:0) of the host"
+            "linux.devices[0]: the guest doesn't have the device /dev/kvm (c 10:232) of the host"
         );
         // The guest refuses: what the host has mounted goes.
         let Err(error) = pod.create("c", "true", |spec| spec["process"]["args"] = json!(["nothing"])).await else {

@@ -110,9 +110,11 @@ fn checked_address(address: &str) -> Result<&str, Failure> {
 fn look(sys: &Sys, place: &Path) -> Option<Device> {
     let pci_address = place.file_name()?.to_str()?.to_owned();
     let virtio = entries(place).ok()?.into_iter().find(|path| named(path, "virtio"))?;
+    let mut number = (0, 0);
     let (kind, name, guest_name) = match hexadecimal(&read(&virtio.join("device"))?)? {
         VIRTIO_ID_BLOCK => {
             let disk = only_entry(&virtio.join("block"))?;
+            number = device_number(&read(&disk.join("dev"))?)?;
             (DeviceKind::DEVICE_KIND_DRIVE, read(&disk.join("serial"))?, file_name(&disk)?)
         }
         VIRTIO_ID_NET => {
@@ -122,7 +124,14 @@ fn look(sys: &Sys, place: &Path) -> Option<Device> {
         VIRTIO_ID_FS => (DeviceKind::DEVICE_KIND_SHARE, tag(sys, &virtio)?, String::new()),
         _ => return None,
     };
-    Some(Device { kind: kind.into(), name, pci_address, guest_name, ..Default::default() })
+    let (major, minor) = number;
+    Some(Device { kind: kind.into(), name, pci_address, guest_name, major, minor, ..Default::default() })
+}
+
+/// As the kernel writes it: "254:16".
+fn device_number(text: &str) -> Option<(u32, u32)> {
+    let (major, minor) = text.split_once(':')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
 /// The tag of a shared file system stands with the file system, which names its device.

@@ -27,6 +27,7 @@ fn machine() -> TempDir {
     let bus = "bus/pci/devices";
     put(&root, &format!("{bus}/0000:00:02.0/virtio1/device"), "0x0002\n");
     put(&root, &format!("{bus}/0000:00:02.0/virtio1/block/vda/serial"), "image\n");
+    put(&root, &format!("{bus}/0000:00:02.0/virtio1/block/vda/dev"), "254:16\n");
     put(&root, &format!("{bus}/0000:00:03.0/virtio2/device"), "0x0001\n");
     put(&root, &format!("{bus}/0000:00:03.0/virtio2/net/eth0/address"), "52:54:00:00:00:01\n");
     put(&root, &format!("{bus}/0000:00:04.0/virtio3/device"), "0x001a\n");
@@ -51,6 +52,7 @@ fn devices_are_listed_by_address_with_what_their_drivers_call_them() {
         brief,
         [("0000:00:02.0", "image", "vda"), ("0000:00:03.0", "52:54:00:00:00:01", "eth0"), ("0000:00:04.0", "work", "")]
     );
+    assert_eq!((listed[0].major, listed[0].minor), (254, 16));
 }
 
 #[test]

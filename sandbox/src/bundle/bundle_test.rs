@@ -154,6 +154,71 @@ fn what_is_the_hosts_is_taken_out_and_what_protects_stays() {
 }
 
 #[test]
+fn block_devices_get_the_numbers_and_rights_of_the_guest() {
+    let devices = json!([
+        { "path": "/dev/null", "type": "c", "major": 1, "minor": 3 },
+        { "path": "/dev/disk", "type": "b", "major": 7, "minor": 0, "fileMode": 432, "uid": 5, "gid": 6 },
+        { "path": "/dev/once/more", "type": "b", "major": 7, "minor": 0 },
+        { "path": "/dev/read", "type": "b", "major": 7, "minor": 1 },
+        { "path": "/dev/nothing", "type": "b", "major": 254, "minor": 16 },
+    ]);
+    let rules = json!([
+        { "allow": false, "access": "rwm" },
+        { "allow": true, "type": "c", "major": 1, "minor": 3, "access": "rwm" },
+        { "allow": true, "type": "b", "major": 7, "access": "rw" },
+        { "allow": false, "type": "b", "major": 7, "minor": 1, "access": "w" },
+        // Of a device that the container is not given: in the guest it is one of those above.
+        { "allow": true, "type": "b", "major": 254, "minor": 0, "access": "rwm" },
+    ]);
+    let mut translated = translated(|spec| {
+        spec["linux"]["devices"] = devices;
+        spec["linux"]["resources"]["devices"] = rules;
+    })
+    .unwrap();
+    let read_only: Vec<_> = translated.block_devices.iter().map(BlockDevice::is_read_only).collect();
+    assert_eq!(read_only, [false, false, true, true]);
+    let guest = |minor| crate::block_devices::DeviceNumber { major: 254, minor };
+    let plugged: Vec<_> =
+        translated.block_devices.into_iter().zip([guest(0), guest(0), guest(16), guest(32)]).collect();
+    devices::renumber(&mut translated.spec, &plugged).unwrap();
+    let linux = serde_json::to_value(translated.spec.linux().as_ref().unwrap()).unwrap();
+    let numbers =
+        |value: &Value| (value["path"].as_str().map(String::from), value["major"].as_i64(), value["minor"].as_i64());
+    let of = |path: &str, major, minor| (Some(path.to_owned()), Some(major), Some(minor));
+    assert_eq!(
+        linux["devices"].as_array().unwrap().iter().map(numbers).collect::<Vec<_>>(),
+        [
+            of("/dev/null", 1, 3),
+            of("/dev/disk", 254, 0),
+            of("/dev/once/more", 254, 0),
+            of("/dev/read", 254, 16),
+            of("/dev/nothing", 254, 32),
+        ]
+    );
+    assert_eq!((&linux["devices"][1]["fileMode"], &linux["devices"][1]["uid"]), (&json!(432), &json!(5)));
+    let rule = |value: &Value| {
+        let number = |name: &str| value[name].as_i64().unwrap_or(-1);
+        (
+            value["allow"].as_bool().unwrap(),
+            number("major"),
+            number("minor"),
+            value["access"].as_str().unwrap().to_owned(),
+        )
+    };
+    let of = |allow: bool, major, minor, access: &str| (allow, major, minor, access.to_owned());
+    assert_eq!(
+        linux["resources"]["devices"].as_array().unwrap().iter().map(rule).collect::<Vec<_>>(),
+        [
+            of(false, -1, -1, "rwm"),
+            of(true, 1, 3, "rwm"),
+            of(true, 254, 0, "rw"),
+            of(true, 254, 0, "rw"),
+            of(true, 254, 16, "r"),
+        ]
+    );
+}
+
+#[test]
 fn limits_keep_what_a_guest_has() {
     let Translated { spec, .. } = translated(|_| ()).unwrap();
     let resources = serde_json::to_value(spec.linux().as_ref().unwrap().resources()).unwrap();
@@ -171,10 +236,26 @@ fn limits_keep_what_a_guest_has() {
 
 #[test]
 fn an_error_names_the_field() {
-    let sda = json!([{ "path": "/dev/null", "type": "c", "major": 1, "minor": 3 },
-        { "path": "/dev/sda", "type": "b", "major": 8, "minor": 0 }]);
-    let error = translated(|spec| spec["linux"]["devices"] = sda).unwrap_err();
-    assert_eq!(error.to_string(), "linux.devices[1]: the guest doesn't have the device /dev/sda (b 8:0) of the host");
+    let kvm = json!([{ "path": "/dev/null", "type": "c", "major": 1, "minor": 3 },
+        { "path": "/dev/kvm", "type": "c", "major": 10, "minor": 232 }]);
+    let error = translated(|spec| spec["linux"]["devices"] = kvm).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "linux.devices[1]: the guest doesn't have the device /dev/kvm (c 10:232) of the host"
+    );
+    let block =
+        |path: &str, major: i64, minor: i64| json!({ "path": path, "type": "b", "major": major, "minor": minor });
+    for (device, reason) in [
+        (block("/mnt/disk", 7, 0), "/mnt/disk (b 7:0) is not below /dev"),
+        (block("/dev/x", -1, 0), "/dev/x (b -1:0) has a number that no device has"),
+        (block("/dev/x", 7, 1 << 20), "/dev/x (b 7:1048576) has a number that no device has"),
+    ] {
+        let error = translated(|spec| spec["linux"]["devices"] = json!([device])).unwrap_err();
+        assert_eq!(error.to_string(), format!("linux.devices[0]: {reason}"));
+    }
+    let many: Vec<_> = (0..17).map(|minor| block("/dev/x", 7, minor)).collect();
+    let error = translated(|spec| spec["linux"]["devices"] = many.into()).unwrap_err();
+    assert_eq!(error.to_string(), "linux.devices: has 17 block devices; at most 16 are possible");
     assert_eq!(refused(|spec| drop(spec.as_object_mut().unwrap().remove("linux"))), "linux");
     assert_eq!(refused(|spec| drop(spec.as_object_mut().unwrap().remove("process"))), "process");
     assert_eq!(refused(|spec| spec["mounts"][0]["destination"] = "proc".into()), "mounts[0].destination");

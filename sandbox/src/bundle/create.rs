@@ -1,5 +1,6 @@
 //! From a bundle to a container.
 
+use std::mem;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -8,8 +9,10 @@ use hull_protocol::{SHARED_DIR, VOLUMES_DIR};
 use oci_spec::runtime::Spec;
 use protobuf::MessageField;
 
-use super::{BundleContainer, BundleRoot, translate};
-use crate::container::{Container, HostParts, ProcessStreams};
+use super::devices::{BlockDevice, renumber};
+use super::{BundleContainer, BundleRoot, Translated, translate};
+use crate::block_devices::Key;
+use crate::container::{Container, HostParts, ProcessIo, ProcessStreams};
 use crate::error::SandboxError;
 use crate::sandbox::{Sandbox, Shared};
 use crate::shared_dir::{BindMount, ContainerMounts, MOUNTS, ROOTFS};
@@ -24,7 +27,47 @@ impl Sandbox {
             return Err(SandboxError::NothingShared);
         }
         let mut translated = translate(&id, spec, io.terminal.is_some())?;
-        let host = self.prepare(id.clone(), root, translated.binds).await?;
+        let devices = self.plug(mem::take(&mut translated.block_devices), &mut translated.spec).await?;
+        let created = self.create_with(id, root, io, translated, devices.clone()).await;
+        if created.is_err() {
+            self.shared().block_devices.release(&devices).await;
+        }
+        created
+    }
+
+    /// Plugs all block devices or none, and gives them their numbers in the guest.
+    async fn plug(&self, devices: Vec<BlockDevice>, spec: &mut Spec) -> Result<Vec<Key>, SandboxError> {
+        let block_devices = &self.shared().block_devices;
+        let (mut keys, mut plugged) = (Vec::new(), Vec::new());
+        let mut result = Ok(());
+        for device in devices {
+            match block_devices.acquire(&device.path, device.number, device.is_read_only()).await {
+                Ok((key, number)) => {
+                    keys.push(key);
+                    plugged.push((device, number));
+                }
+                Err(error) => {
+                    result = Err(error);
+                    break;
+                }
+            }
+        }
+        let result = result.and_then(|()| Ok(renumber(spec, &plugged)?));
+        if result.is_err() {
+            block_devices.release(&keys).await;
+        }
+        result.map(|()| keys)
+    }
+
+    async fn create_with(
+        &self,
+        id: String,
+        root: BundleRoot,
+        io: ProcessIo,
+        mut translated: Translated,
+        block_devices: Vec<Key>,
+    ) -> Result<(Container, ProcessStreams), SandboxError> {
+        let host = self.prepare(id.clone(), root, translated.binds, block_devices).await?;
         let volumes = host.volumes.as_ref().map(|watch| watch.volumes().to_vec()).unwrap_or_default();
         use_copies(&id, &mut translated.spec, &volumes);
         let request = CreateContainerRequest {
@@ -43,13 +86,19 @@ impl Sandbox {
     }
 
     /// Mounts in a thread, because a file system may take its time.
-    async fn prepare(&self, id: String, root: BundleRoot, binds: Vec<BindMount>) -> Result<HostParts, SandboxError> {
+    async fn prepare(
+        &self,
+        id: String,
+        root: BundleRoot,
+        binds: Vec<BindMount>,
+        block_devices: Vec<Key>,
+    ) -> Result<HostParts, SandboxError> {
         let shared = Arc::clone(self.shared());
         let work = move || {
             let directory = shared.directory.as_ref().ok_or(SandboxError::NothingShared)?;
             let mounts = directory.mount_container(&id, &root, &binds)?;
             let volumes = watch_volumes(&shared, &id, &mounts, &binds);
-            Ok(HostParts { mounts, volumes })
+            Ok(HostParts { mounts, volumes, block_devices })
         };
         let prepared = tokio::task::spawn_blocking(work).await;
         prepared.unwrap_or_else(|_| Err(SandboxError::Nonsense("mounting")))

@@ -16,6 +16,8 @@ use thiserror::Error;
 use crate::container::ProcessIo;
 use crate::shared_dir::BindMount;
 
+use devices::BlockDevice;
+
 pub use crate::shared_dir::{BundleRoot, RootMount};
 pub use resources::guest_resources;
 pub use settings::sandbox_settings;
@@ -61,6 +63,8 @@ pub(crate) struct Translated {
     pub(crate) spec: Spec,
     /// What the host binds for it, in the order of their numbers.
     pub(crate) binds: Vec<BindMount>,
+    /// What is plugged for it.
+    pub(crate) block_devices: Vec<BlockDevice>,
     /// The container is in the pid namespace that the sandbox's containers share.
     pub(crate) sandbox_pid_namespace: bool,
     /// The container can't write its root file system.
@@ -76,7 +80,7 @@ pub(crate) fn translate(id: &str, mut spec: Spec, terminal: bool) -> Result<Tran
     let mut linux = spec.linux().clone().ok_or_else(|| BundleError::new("linux", "is missing"))?;
 
     let sandbox_pid_namespace = namespaces::translate(&mut linux)?;
-    devices::check(linux.devices().as_deref().unwrap_or_default())?;
+    let block_devices = devices::translate(&mut linux)?;
     linux
         .set_resources(linux.resources().as_ref().map(guest_resources))
         // The agent names the cgroup; the guest has no resource control hardware and no security modules, and no network
@@ -93,7 +97,7 @@ pub(crate) fn translate(id: &str, mut spec: Spec, terminal: bool) -> Result<Tran
         .set_root(None)
         .set_hooks(None)
         .set_annotations(None);
-    Ok(Translated { spec, binds, sandbox_pid_namespace, read_only })
+    Ok(Translated { spec, binds, block_devices, sandbox_pid_namespace, read_only })
 }
 
 fn check_id(id: &str) -> Result<(), BundleError> {

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::Machine;
 use crate::agent::AgentErrorKind;
+use crate::block_devices::DeviceNumber;
 use crate::control::ControlError;
 use crate::error::SandboxError;
 use crate::random;
@@ -70,6 +71,9 @@ pub struct Device {
     pub pci_address: String,
     /// What the guest calls it, as in `vdb`; empty for a share.
     pub guest_name: String,
+    /// Number of its node in the guest, if it is a drive.
+    #[serde(skip)]
+    pub number: Option<DeviceNumber>,
 }
 
 impl Device {
@@ -82,11 +86,13 @@ impl Device {
             agent::DeviceKind::DEVICE_KIND_UNSPECIFIED => return None,
         };
         let short = |text: &str| one_line(text, MAX_NAME_BYTES);
+        let number = DeviceNumber::new(message.major.into(), message.minor.into()).filter(|number| number.major > 0);
         Some(Self {
             kind,
             name: short(&message.name),
             pci_address: short(&message.pci_address),
             guest_name: short(&message.guest_name),
+            number: number.filter(|_| kind == DeviceKind::Drive),
         })
     }
 }

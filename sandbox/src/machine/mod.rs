@@ -86,7 +86,7 @@ impl Sandbox {
 }
 
 impl Machine {
-    fn new(agent: AgentClient, dir: &Path, max_memory_mib: u32) -> Self {
+    pub(crate) fn new(agent: AgentClient, dir: &Path, max_memory_mib: u32) -> Self {
         let control = Control::new(dir.join(CONTROL_NAME));
         Self { agent, control, limit: CHANGE_TIMEOUT, patience: memory::PATIENCE, max_memory_mib }
     }

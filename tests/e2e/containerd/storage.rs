@@ -2,10 +2,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use super::grpc::{self, bytes, message, text};
-use super::harness::{Containerd, HULL, IMAGE};
+use super::harness::{Containerd, HULL, IMAGE, RUNC};
+use crate::loop_device::{LoopDevice, attached, file_in, make_ext4};
 
 /// A mount as a snapshotter describes it (`containerd.types.Mount`).
 struct Root<'a> {
@@ -23,10 +23,7 @@ fn image(containerd: &Containerd) -> PathBuf {
     }
     fs::copy("/bin/busybox", tree.join("bin/busybox")).unwrap();
     std::os::unix::fs::symlink("busybox", tree.join("bin/sh")).unwrap();
-    fs::File::create(&image).unwrap().set_len(24 << 20).unwrap();
-    let mut command = Command::new("mkfs.ext4");
-    command.args(["-q", "-d"]).arg(&tree).arg(&image);
-    assert!(command.env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin").status().unwrap().success());
+    make_ext4(&image, &tree, 24 << 20);
     image
 }
 
@@ -66,19 +63,6 @@ impl Drop for OnRoot<'_> {
     }
 }
 
-/// Loop devices over files below a directory.
-fn loop_devices(directory: &Path) -> Vec<String> {
-    let blocks = fs::read_dir("/sys/block").unwrap().flatten();
-    let files = blocks.filter_map(|block| fs::read_to_string(block.path().join("loop/backing_file")).ok());
-    files.filter(|file| Path::new(file.trim_end()).starts_with(directory)).collect()
-}
-
-fn content(image: &Path, file: &str) -> String {
-    let mut command = Command::new("debugfs");
-    command.args(["-R", &format!("cat {file}")]).arg(image).env("PATH", "/usr/sbin:/sbin");
-    String::from_utf8(command.output().unwrap().stdout).unwrap()
-}
-
 #[test]
 fn a_root_file_system_is_an_image_or_a_block_device() {
     let containerd = Containerd::start();
@@ -87,24 +71,24 @@ fn a_root_file_system_is_an_image_or_a_block_device() {
 
     let written = OnRoot::new(&containerd, "echo $0 from the guest > /written; exit 7");
     written.create(&on_loop).unwrap();
-    assert_eq!(loop_devices(&containerd.path("")).len(), 1);
+    assert_eq!(attached(&containerd.path("")).len(), 1);
     // The image is in use, but others may have it too, as with any mount.
     assert_eq!(written.finish(), 7);
-    assert_eq!(loop_devices(&containerd.path("")), Vec::<String>::new(), "the loop device is free");
-    assert_eq!(content(&image, "/written"), "/bin/sh from the guest\n");
+    assert_eq!(attached(&containerd.path("")), Vec::<String>::new(), "the loop device is free");
+    assert_eq!(file_in(&image, "/written"), "/bin/sh from the guest\n");
 
     let read_only = OnRoot::new(&containerd, "echo x > /more || exit 30");
     read_only.create(&Root { options: &["loop", "ro"], ..on_loop }).unwrap();
     assert_eq!(read_only.finish(), 30);
 
     // A device that is there already, as those of devmapper.
-    let device = attach(&image);
-    let on_device = Root { fs_type: "ext4", source: Path::new(&device), options: &["rw"] };
+    let device = LoopDevice::attach(&image);
+    let on_device = Root { fs_type: "ext4", source: &device.path, options: &["rw"] };
     let again = OnRoot::new(&containerd, "read line < /written && echo $line again > /again");
     again.create(&on_device).unwrap();
     assert_eq!(again.finish(), 0);
-    assert!(losetup(&["-d", &device]).status().unwrap().success());
-    assert_eq!(content(&image, "/again"), "/bin/sh from the guest again\n");
+    drop(device);
+    assert_eq!(file_in(&image, "/again"), "/bin/sh from the guest again\n");
     containerd.assert_nothing_left();
 }
 
@@ -119,19 +103,26 @@ fn an_image_that_is_none_is_refused_and_its_device_is_free() {
     let missing = containerd.path("missing.ext4");
     let refused = container.create(&Root { fs_type: "ext4", source: &missing, options: &["loop"] }).unwrap_err();
     assert!(refused.contains("missing.ext4") && refused.contains("No such file"), "{refused}");
-    assert_eq!(loop_devices(&containerd.path("")), Vec::<String>::new());
+    assert_eq!(attached(&containerd.path("")), Vec::<String>::new());
     containerd.assert_nothing_left();
 }
 
-fn losetup(args: &[&str]) -> Command {
-    let mut command = Command::new("losetup");
-    command.args(args).env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin");
-    command
-}
-
-/// Puts a file on a loop device; returns the device.
-fn attach(image: &Path) -> String {
-    let output = losetup(&["--find", "--show", image.to_str().unwrap()]).output().unwrap();
-    assert!(output.status.success(), "{output:?}");
-    String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
+#[test]
+fn a_device_that_is_asked_for_is_the_containers() {
+    let containerd = Containerd::start();
+    for runtime in [RUNC, HULL] {
+        let disk = containerd.path("disk");
+        fs::write(&disk, [b"of the host\n".as_slice(), &[0; 1 << 20]].concat()).unwrap();
+        let device = LoopDevice::attach(&disk);
+        let path = device.path.to_str().unwrap();
+        let script = format!("head -n 1 {path}; echo of the guest | dd of={path} conv=notrunc 2>/dev/null; exit 3");
+        let run = containerd.run(runtime, &["--device", path], &["sh", "-c", &script]);
+        assert_eq!((run.code, run.text().as_str()), (Some(3), "of the host\n"), "{runtime}: {run:?}");
+        // Nothing of it is left in a cache, and nobody has it open.
+        drop(device);
+        assert!(fs::read(&disk).unwrap().starts_with(b"of the guest\n"), "{runtime}");
+    }
+    let refused = containerd.run(HULL, &["--device", "/dev/kvm"], &["true"]);
+    assert!(refused.code != Some(0) && refused.stderr.contains("/dev/kvm (c 10:232)"), "{refused:?}");
+    containerd.assert_nothing_left();
 }
