@@ -22,6 +22,9 @@ use crate::events::Publisher;
 use crate::task::{Shim, TaskService};
 use crate::{log, task};
 
+/// How long the first task may take to be asked for. containerd does that at once, unless it failed to write down where this
+/// process serves; then it never does.
+const FIRST_TASK: Duration = Duration::from_secs(60);
 /// How long answers that are under way may take to reach containerd.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -80,14 +83,16 @@ async fn run(args: Args, listener: UnixListener, mut starter: File) -> anyhow::R
     writeln!(starter, "{READY}").context("reporting to the starter")?;
     drop(starter);
     tracing::debug!(pid = std::process::id(), "the shim serves");
+    let unused = shim.unused(FIRST_TASK);
+    tokio::pin!(unused);
     loop {
         tokio::select! {
+            () = &mut unused => break,
             () = shim.finished() => break,
             _ = terminate.recv() => shim.terminate().await,
             _ = interrupt.recv() => shim.terminate().await,
         }
     }
-    drop(shim);
     events.finish().await;
     // The answer to Shutdown is among what may be under way.
     let _ = timeout(FAREWELL, server.shutdown()).await;

@@ -33,17 +33,19 @@ pub fn start(args: &Args) -> anyhow::Result<()> {
                 bail!("The pod's sandbox {sandbox} does not run");
             }
             bundle.write_record(&ShimRecord::default())?;
+            bundle.write_address(&address.to_string())?;
             address
         }
         Role::Single | Role::Sandbox => {
             let address = address(&args.id);
+            // First of all: a daemon that nobody knows would stay.
+            bundle.write_address(&address.to_string())?;
             if let Some(listener) = listen(&address)? {
                 daemon::spawn(args, &bundle, &address, listener).inspect_err(|_| address.remove())?;
             }
             address
         }
     };
-    bundle.write_address(&address.to_string())?;
     let mut out = io::stdout();
     out.write_all(&answer::answer(&address, &parameters)?)?;
     out.flush()?;

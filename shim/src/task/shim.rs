@@ -4,9 +4,11 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use hull_sandbox::Container;
 use tokio::sync::{RwLock, watch};
+use tokio::time::sleep;
 
 use super::hooks::TaskHooks;
 use super::process::Process;
@@ -29,6 +31,8 @@ pub struct Shim {
     pub vm: RwLock<Option<Vm>>,
     tasks: Mutex<HashMap<String, Slot>>,
     finished: watch::Sender<bool>,
+    /// A task was asked for.
+    used: AtomicBool,
 }
 
 /// An identifier that is taken.
@@ -70,7 +74,14 @@ pub struct Exec {
 impl Shim {
     /// No tasks and no VM yet.
     pub fn new(args: Args, events: EventQueue) -> Self {
-        Self { args, events, vm: RwLock::default(), tasks: Mutex::default(), finished: watch::Sender::new(false) }
+        Self {
+            args,
+            events,
+            vm: RwLock::default(),
+            tasks: Mutex::default(),
+            finished: watch::Sender::new(false),
+            used: AtomicBool::new(false),
+        }
     }
 
     fn slots(&self) -> MutexGuard<'_, HashMap<String, Slot>> {
@@ -79,6 +90,7 @@ impl Shim {
 
     /// Takes an identifier for a task that is being made. It is free again when the reservation is dropped.
     pub fn reserve(self: &Arc<Self>, id: &str) -> Result<Reservation, TaskError> {
+        self.used.store(true, Ordering::Relaxed);
         let mut slots = self.slots();
         if slots.contains_key(id) {
             return Err(TaskError::exists(format!("Task {id} exists already")));
@@ -146,6 +158,14 @@ impl Shim {
         tracing::info!("the shim was asked to end");
         self.end_vm().await;
         self.shutdown("");
+    }
+
+    /// Returns after `limit` if nobody has asked for a task until then, and otherwise never.
+    pub async fn unused(&self, limit: Duration) {
+        sleep(limit).await;
+        if self.used.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
     }
 
     /// Waits until this process has nothing to do any more.
@@ -298,6 +318,15 @@ mod tests {
         let creating = shim.reserve("a").unwrap();
         shim.shutdown("a");
         assert!(!creating.fulfil(task("a")), "whoever made it has to delete it");
+    }
+
+    #[tokio::test]
+    async fn a_shim_that_nobody_uses_ends_and_one_that_made_a_task_does_not() {
+        let (short, long) = (Duration::from_millis(1), Duration::from_millis(200));
+        shim().unused(short).await;
+        let used = shim();
+        drop(used.reserve("a").unwrap());
+        assert!(tokio::time::timeout(long, used.unused(short)).await.is_err());
     }
 
     #[test]
