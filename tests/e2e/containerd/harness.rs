@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock};
 
+use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sha2::{Digest, Sha256};
@@ -19,6 +20,9 @@ use crate::harness::{Run, image_dir, prefix, wait_for};
 pub const HULL: &str = "io.containerd.kata.v2";
 /// The one that it is compared with.
 pub const RUNC: &str = "io.containerd.runc.v2";
+
+/// What tests mount in a containerd's directory has this name, and is unmounted at the end.
+pub const SMALL_DISK: &str = "small-disk";
 
 /// Of the image that every containerd here has.
 pub const IMAGE: &str = "localhost/busybox:latest";
@@ -213,9 +217,8 @@ impl Containerd {
         let sandboxes: Vec<_> =
             fs::read_dir(self.path("h")).into_iter().flatten().map(|dir| dir.unwrap().path()).collect();
         assert_eq!(sandboxes, Vec::<PathBuf>::new(), "left in the runtime directory");
-        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-        let dir = self.dir.path().to_str().unwrap();
-        assert!(!mounts.contains(dir), "left mounted: {mounts}");
+        let mounts: Vec<_> = self.mounts().into_iter().filter(|mount| !mount.starts_with(SMALL_DISK)).collect();
+        assert_eq!(mounts, Vec::<String>::new(), "left mounted");
         let bundles = self.path("state/io.containerd.runtime.v2.task/default");
         let bundles: Vec<_> = fs::read_dir(bundles).into_iter().flatten().map(|dir| dir.unwrap().path()).collect();
         assert_eq!(bundles, Vec::<PathBuf>::new(), "left bundles");
@@ -223,6 +226,12 @@ impl Containerd {
             let socket = self.socket(id);
             assert!(!socket.exists(), "left the socket of {id}: {}", socket.display());
         }
+    }
+
+    /// What is mounted below its directory.
+    fn mounts(&self) -> Vec<String> {
+        let all = fs::read_to_string("/proc/self/mounts").unwrap();
+        all.lines().filter(|mount| mount.contains(self.dir.path().to_str().unwrap())).map(str::to_owned).collect()
     }
 
     /// Where the shim of a container serves.
@@ -244,6 +253,10 @@ impl Drop for Containerd {
             self.assert_nothing_left();
         }
         self.kill_daemon();
+        for disk in self.mounts().iter().filter(|mount| mount.starts_with(SMALL_DISK)) {
+            let place = disk.split(' ').nth(1).unwrap_or_default();
+            let _ = umount2(place, MntFlags::MNT_DETACH);
+        }
     }
 }
 

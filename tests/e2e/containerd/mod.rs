@@ -4,6 +4,7 @@ mod configuration;
 mod cri;
 mod exec;
 mod faults;
+mod full_disk;
 mod grpc;
 mod harness;
 mod network;
