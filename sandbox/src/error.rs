@@ -11,6 +11,7 @@ use crate::agent::AgentError;
 use crate::block_devices::BlockDeviceError;
 use crate::bundle::BundleError;
 use crate::control::ControlError;
+use crate::host_cgroup::HostCgroupError;
 use crate::monitor::VmEnd;
 use crate::network::NetworkError;
 use crate::shared_dir::SharedDirError;
@@ -141,6 +142,9 @@ pub enum SandboxError {
     /// A network namespace can't be used.
     #[error(transparent)]
     Network(#[from] NetworkError),
+    /// A cgroup of the host can't be used.
+    #[error(transparent)]
+    HostCgroup(#[from] HostCgroupError),
     /// A standard stream was announced but never connected.
     #[error("The guest's agent did not connect the process's {0}")]
     StreamMissing(&'static str),

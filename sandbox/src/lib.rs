@@ -41,6 +41,7 @@ pub mod container;
 mod control;
 pub mod error;
 pub mod hooks;
+pub mod host_cgroup;
 pub mod locate;
 pub mod machine;
 pub mod monitor;
@@ -66,6 +67,7 @@ pub use container::{
 pub use control::ControlError;
 pub use error::SandboxError;
 /// A network as [`Sandbox::configure_network`] takes it.
+pub use host_cgroup::{HostCgroup, HostCgroupError};
 pub use hull_protocol::agent::{ConfigureNetworkRequest, IpNetwork, Neighbour, NetworkInterface, Route};
 pub use hull_vmm::config::{Drive, MAX_DRIVE_ID_BYTES, is_identifier};
 pub use machine::Machine;

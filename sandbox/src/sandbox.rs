@@ -16,6 +16,7 @@ use tokio::time::{sleep, timeout};
 use crate::agent::{self, AgentError, AgentErrorKind, CALL_TIMEOUT};
 use crate::block_devices::BlockDevices;
 use crate::error::SandboxError;
+use crate::host_cgroup::HostCgroup;
 use crate::machine::Machine;
 use crate::monitor::{ConfigPipe, Monitor, VmEnd};
 use crate::network::{Attached, HostNetwork, Interface, NetworkNamespace};
@@ -76,6 +77,8 @@ pub struct SandboxConfig {
     pub watchdog: bool,
     /// Where the monitor lives, and so whose interfaces the guest gets. Other than the caller's: needs root.
     pub network: NetworkNamespace,
+    /// Where what the monitor uses is counted. It exists. `None`: where this process is.
+    pub cgroup: Option<HostCgroup>,
     /// How long the guest may take until its agent reports.
     pub ready_timeout: Duration,
 }
@@ -160,6 +163,10 @@ impl Sandbox {
         pipe: ConfigPipe,
         timeline: &Timeline,
     ) -> Result<Booted, SandboxError> {
+        if let Some(cgroup) = &config.cgroup {
+            // Before it has the guest's memory, which would be counted where it was until then.
+            cgroup.enter(monitor.pid())?;
+        }
         let dir = config.root.create(&config.record)?;
         // Before the monitor opens it.
         let directory = config.shared_directory.then(|| SharedDir::create(dir.path())).transpose()?;

@@ -76,6 +76,7 @@ impl Scene {
             shared_directory: false,
             watchdog: false,
             network: NetworkNamespace::Host,
+            cgroup: None,
             ready_timeout,
         };
         Sandbox::create(config, Arc::new(Timeline::default())).await

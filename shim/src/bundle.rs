@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use hull_sandbox::HostCgroup;
 use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use thiserror::Error;
@@ -46,6 +47,9 @@ pub struct ShimRecord {
     /// Process of the VM's monitor; 0 before it runs.
     #[serde(default)]
     pub monitor_pid: u32,
+    /// The cgroup that was made for the VM.
+    #[serde(default)]
+    pub cgroup: Option<HostCgroup>,
 }
 
 /// The part of a specification that says to which pod a container belongs.
@@ -215,6 +219,7 @@ mod tests {
             runtime_root: "/run/hull".into(),
             sandbox_id: "0123456789ab".into(),
             monitor_pid: 8,
+            cgroup: Some(HostCgroup::default()),
         };
         bundle.write_record(&record).unwrap();
         bundle.write_address("unix:///s").unwrap();

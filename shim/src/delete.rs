@@ -115,6 +115,10 @@ fn end(shim: Option<&Process>, record: &ShimRecord, address: Option<&Address>) {
         monitor.kill();
         monitor.ended_within(KILL_TIMEOUT);
     }
+    if let Some(cgroup) = &record.cgroup {
+        // What can't be removed is used by others.
+        let _ = cgroup.remove();
+    }
     if !record.runtime_root.as_os_str().is_empty()
         && let Ok(root) = RuntimeRoot::open(&record.runtime_root)
     {

@@ -65,6 +65,7 @@ impl Pod {
             shared_directory: true,
             watchdog: false,
             network: NetworkNamespace::Host,
+            cgroup: None,
             ready_timeout: PATIENCE,
         };
         let sandbox = Sandbox::create(config, Arc::new(Timeline::default())).await.unwrap();

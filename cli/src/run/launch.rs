@@ -114,6 +114,7 @@ impl Launch {
             shared_directory: false,
             watchdog: self.watchdog,
             network: NetworkNamespace::Host,
+            cgroup: None,
             ready_timeout: ready_timeout(READY_TIMEOUT),
         })
     }

@@ -55,6 +55,7 @@ fn what_is_wrong_is_told_with_place_key_and_reason() {
         ("default_vcpus = -1", "default_vcpus"),
         ("watchdog = 'yes'", "watchdog"),
         ("log_level = 'loud'", "log_level"),
+        ("sandbox_cgroup = 'some'", "sandbox_cgroup"),
         ("enable_annotations = ['kernel']", "enable_annotations[0]"),
     ] {
         let reason = refused(text);

@@ -98,6 +98,18 @@ pub enum LogLevel {
     Trace,
 }
 
+/// Which processes of a VM are in the cgroup that its container's specification names, in Kubernetes below the pod's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SandboxCgroup {
+    /// The monitor and the shim.
+    All,
+    /// The monitor; the shim stays where containerd is.
+    Vm,
+    /// None: all stay where containerd is.
+    None,
+}
+
 /// All keys. An empty path means what its comment in `config.toml.example` says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -122,6 +134,8 @@ pub struct Config {
     pub overhead_mib: u32,
     /// Size of the `/dev/shm` of pods; 0: as large as containerd made it on the host.
     pub shm_size_mib: u32,
+    /// What is in the cgroup of the container or pod.
+    pub sandbox_cgroup: SandboxCgroup,
     /// End a VM whose guest hangs.
     pub watchdog: bool,
     /// How long a guest may take until its agent reports.
@@ -146,6 +160,7 @@ impl Default for Config {
             max_memory_mib: 0,
             overhead_mib: sizes.overhead_mib,
             shm_size_mib: 0,
+            sandbox_cgroup: SandboxCgroup::All,
             watchdog: false,
             boot_timeout_s: u16::try_from(READY_TIMEOUT.as_secs()).unwrap_or(MAX_BOOT_TIMEOUT_S),
             log_level: LogLevel::Info,

@@ -71,7 +71,7 @@ async fn make(
     role: &Role,
 ) -> Result<Task, TaskError> {
     let guard = shim.vm.read().await;
-    let Some(Vm { sandbox, budget }) = guard.as_ref() else {
+    let Some(Vm { sandbox, budget, .. }) = guard.as_ref() else {
         return Err(TaskError::precondition("The pod's VM has ended"));
     };
     let stdio = Stdio {

@@ -136,9 +136,12 @@ impl Shim {
     /// Ends the VM, if there is one, and returns when nothing of it is left.
     pub async fn end_vm(&self) {
         let vm = self.vm.write().await.take();
-        if let Some(vm) = vm {
-            let end = vm.sandbox.shutdown().await;
+        if let Some(Vm { sandbox, cgroup, .. }) = vm {
+            let end = sandbox.shutdown().await;
             tracing::debug!(%end, "the VM is gone");
+            if let Some(cgroup) = cgroup {
+                cgroup.end().await;
+            }
         }
     }
 

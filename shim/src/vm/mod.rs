@@ -1,6 +1,7 @@
 //! From a bundle to a VM.
 
 mod budget;
+mod cgroup;
 mod limits;
 mod network;
 mod size;
@@ -20,6 +21,7 @@ use crate::bundle::{Bundle, Role, ShimRecord};
 use crate::config::{Config, Parts};
 use crate::error::TaskError;
 use crate::task::Shim;
+use cgroup::VmCgroup;
 use size::Range;
 
 pub use budget::Budget;
@@ -32,6 +34,8 @@ pub struct Vm {
     pub sandbox: Sandbox,
     /// Its size, and whose.
     pub budget: Arc<Budget>,
+    /// Where it is counted, unless that is where this process was started.
+    pub cgroup: Option<VmCgroup>,
 }
 
 /// Names of images in annotations: of containerd's CRI, and of CRI-O.
@@ -50,31 +54,57 @@ pub async fn start(
     if vm.is_some() {
         return Err(TaskError::precondition("This shim has a VM already"));
     }
-    let shm_size_bytes = config.shm_size_bytes();
-    let (sizes, range) = (config.sizes(), Range::new(spec, role, config));
-    let config = sandbox_config(shim, id, spec, range, config)?;
-    let root = config.root.clone();
+    let range = Range::new(spec, role, config);
+    let mut sandbox = sandbox_config(shim, id, spec, range, config)?;
+    let cgroup = cgroup::locate(spec, &sandbox.record.id, config)?;
     let record = ShimRecord {
         shim_pid: std::process::id(),
-        runtime_root: config.root.path().to_owned(),
-        sandbox_id: config.record.id.clone(),
+        runtime_root: sandbox.root.path().to_owned(),
+        sandbox_id: sandbox.record.id.clone(),
         monitor_pid: 0,
+        cgroup: cgroup.clone(),
     };
-    let write = |record: &ShimRecord| bundle.write_record(record).map_err(|error| TaskError::internal(&error));
     // First of all: from here on `delete` can find what there is.
-    write(&record)?;
-    let mut sandbox = Sandbox::create(config, Arc::new(Timeline::default())).await?;
-    write(&ShimRecord { monitor_pid: sandbox.record().monitor_pid, ..record })?;
+    write(bundle, &record)?;
+    let cgroup = cgroup.map(|cgroup| VmCgroup::make(cgroup, config.sandbox_cgroup)).transpose()?;
+    sandbox.cgroup = cgroup.as_ref().map(|cgroup| cgroup.cgroup().clone());
+    let root = sandbox.root.clone();
+    let sandbox = match boot(sandbox, bundle, record, spec, role, config).await {
+        Ok(sandbox) => sandbox,
+        Err(error) => {
+            if let Some(cgroup) = cgroup {
+                cgroup.end().await;
+            }
+            return Err(error);
+        }
+    };
+    let budget = Arc::new(Budget::new(&sandbox, root, config.sizes(), range));
+    *vm = Some(Vm { sandbox, budget, cgroup });
+    Ok(())
+}
+
+async fn boot(
+    sandbox: SandboxConfig,
+    bundle: &Bundle,
+    record: ShimRecord,
+    spec: &Spec,
+    role: &Role,
+    config: &Config,
+) -> Result<Sandbox, TaskError> {
+    let mut sandbox = Sandbox::create(sandbox, Arc::new(Timeline::default())).await?;
+    write(bundle, &ShimRecord { monitor_pid: sandbox.record().monitor_pid, ..record })?;
     be_killed_like(sandbox.record().monitor_pid, spec);
     if *role == Role::Sandbox {
         let mut settings = sandbox_settings(spec);
-        settings.shm_size_bytes = shm_size_bytes.unwrap_or(settings.shm_size_bytes);
+        settings.shm_size_bytes = config.shm_size_bytes().unwrap_or(settings.shm_size_bytes);
         sandbox.configure(settings).await?;
     }
     sandbox.mark_running()?;
-    let budget = Arc::new(Budget::new(&sandbox, root, sizes, range));
-    *vm = Some(Vm { sandbox, budget });
-    Ok(())
+    Ok(sandbox)
+}
+
+fn write(bundle: &Bundle, record: &ShimRecord) -> Result<(), TaskError> {
+    bundle.write_record(record).map_err(|error| TaskError::internal(&error))
 }
 
 fn sandbox_config(
@@ -112,6 +142,7 @@ fn sandbox_config(
         shared_directory: true,
         network: network::namespace(spec)?,
         watchdog: config.watchdog,
+        cgroup: None,
         ready_timeout: config.ready_timeout(),
     })
 }

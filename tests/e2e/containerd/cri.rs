@@ -3,6 +3,7 @@
 //! The messages are those of Kubernetes' `runtime.v1.RuntimeService` (`k8s.io/cri-api/pkg/apis/runtime/v1/api.proto`).
 
 use std::fs;
+use std::path::Path;
 
 use super::grpc::{self, Answer, bytes, first, message, number, text};
 use super::harness::Containerd;
@@ -10,6 +11,8 @@ use super::harness::Containerd;
 /// The image's name, for all that CRI does.
 const IMAGE: &str = "docker.io/library/busybox:latest";
 const RUNTIME: &str = "hull";
+/// What a kubelet makes for each pod.
+const POD_CGROUP: &str = "/hulltest-kubepods/pod1";
 
 struct Cri(Containerd);
 
@@ -64,7 +67,7 @@ impl Cri {
     fn pod(&self, name: &str, annotation: Option<(&str, &str)>, security: &[u8]) -> Result<Pod, String> {
         let metadata = message(&[text(1, name), text(2, name), text(3, "default")]);
         let annotations = annotation.map(|(key, value)| bytes(7, &message(&[text(1, key), text(2, value)])));
-        let linux = bytes(8, &bytes(2, security));
+        let linux = bytes(8, &message(&[text(1, POD_CGROUP), bytes(2, security)]));
         let logs = text(3, self.0.path("logs").to_str().unwrap());
         let config = message(&[bytes(1, &metadata), text(2, name), logs, annotations.unwrap_or_default(), linux]);
         let answer = self.call("RunPodSandbox", &message(&[bytes(1, &config), text(2, RUNTIME)]))?;
@@ -106,6 +109,8 @@ fn pods_of_kubernetes_run_with_the_configuration_that_is_deployed() {
     std::os::unix::fs::symlink("..data/key", cri.0.path("volume/key")).unwrap();
 
     let pod = cri.pod("pod-one", Some(("io.hull.default_memory_mib", "300")), &[]).unwrap();
+    let counted = fs::read_to_string(format!("/proc/{}/cgroup", cri.0.monitors()[0])).unwrap();
+    assert_eq!(counted, format!("0::{POD_CGROUP}/{}\n", pod.id), "the pod's cgroup has the VM");
     let container = cri.container(&pod, false);
     let seen = cri.exec(&container, "cat /volume/key; hostname; cat /sys/fs/cgroup/memory.max");
     assert_eq!(seen, format!("value\npod-one\n{}\n", 64 << 20));
@@ -130,4 +135,8 @@ fn pods_of_kubernetes_run_with_the_configuration_that_is_deployed() {
         .exec(&container, "mkdir /m; mount -t tmpfs none /m && echo mounted; ls /dev/kvm 2>/dev/null; ls -d /dev/null");
     assert_eq!(seen, "mounted\n/dev/null\n", "rights in the guest, and none of the host's devices");
     cri.remove(&pod);
+    // A kubelet can remove what it made.
+    for directory in Path::new(POD_CGROUP).ancestors().filter(|directory| directory.parent().is_some()) {
+        fs::remove_dir(format!("/sys/fs/cgroup{}", directory.display())).unwrap();
+    }
 }

@@ -211,7 +211,7 @@ impl Containerd {
         self.processes("hull-vmm")
     }
 
-    /// No shim, no VM, no socket, no mount and no directory of a container is left.
+    /// No shim, no VM, no socket, no mount, no cgroup and no directory of a container is left.
     pub fn assert_nothing_left(&self) {
         wait_for("shims and VMs to end", || self.shims().is_empty() && self.monitors().is_empty());
         let sandboxes: Vec<_> =
@@ -225,6 +225,7 @@ impl Containerd {
         for id in self.containers.lock().unwrap().iter() {
             let socket = self.socket(id);
             assert!(!socket.exists(), "left the socket of {id}: {}", socket.display());
+            assert!(!Path::new("/sys/fs/cgroup/default").join(id).exists(), "left the cgroup of {id}");
         }
     }
 

@@ -1,5 +1,6 @@
 //! containerd with Hull as a runtime: what `ctr` does with containerd's own runtime it does with `io.containerd.kata.v2`.
 
+mod cgroups;
 mod configuration;
 mod cri;
 mod exec;
