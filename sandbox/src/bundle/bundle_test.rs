@@ -235,6 +235,40 @@ fn limits_keep_what_a_guest_has() {
 }
 
 #[test]
+fn a_privileged_container_has_the_devices_of_the_guest_and_those_that_a_rule_names() {
+    let devices = json!([{ "path": "/dev/sda", "type": "b", "major": 8, "minor": 0 },
+        { "path": "/dev/fuse", "type": "c", "major": 10, "minor": 229 },
+        { "path": "/dev/kvm", "type": "c", "major": 10, "minor": 232 },
+        { "path": "/dev/sdb", "type": "b", "major": 8, "minor": 16 }]);
+    let with_rules = |rules: Value| {
+        translated(|spec| {
+            spec["linux"]["devices"] = devices.clone();
+            spec["linux"]["resources"]["devices"] = rules;
+        })
+    };
+    let paths = |translated: &Translated| {
+        let devices = translated.spec.linux().as_ref().unwrap().devices().clone().unwrap();
+        devices.iter().map(|device| device.path().display().to_string()).collect::<Vec<_>>()
+    };
+    let deny = json!({ "allow": false, "access": "rwm" });
+    let [all, all_by_number] =
+        [json!({ "allow": true, "access": "rwm" }), json!({ "allow": true, "type": "a", "major": -1, "minor": -1 })];
+    let disk = json!({ "allow": true, "type": "b", "major": 8, "minor": 16, "access": "rw" });
+    for all in [&all, &all_by_number] {
+        let translated = with_rules(json!([deny, all])).unwrap();
+        assert_eq!((paths(&translated), translated.block_devices.len()), (vec!["/dev/fuse".into()], 0), "{all}");
+    }
+    let translated = with_rules(json!([all, disk])).unwrap();
+    assert_eq!((paths(&translated), translated.block_devices.len()), (vec!["/dev/fuse".into(), "/dev/sdb".into()], 1));
+    // Not everything is allowed: the container is no privileged one.
+    for some in
+        [json!({ "allow": true, "type": "c", "access": "rwm" }), json!({ "allow": true, "major": 8, "minor": 0 })]
+    {
+        assert_eq!(with_rules(json!([deny, some])).unwrap_err().field, "linux.devices[2]");
+    }
+}
+
+#[test]
 fn an_error_names_the_field() {
     let kvm = json!([{ "path": "/dev/null", "type": "c", "major": 1, "minor": 3 },
         { "path": "/dev/kvm", "type": "c", "major": 10, "minor": 232 }]);

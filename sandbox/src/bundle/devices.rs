@@ -44,9 +44,11 @@ impl BlockDevice {
     }
 }
 
-/// Refuses devices that only the host has, and finds those that can be plugged. Rules that speak of one block device of the host
+/// Refuses devices that only the host has, and finds those that can be plugged. From a privileged container they are taken away: it
+/// lists all that the host has, and those that nobody asked for by a rule stay on the host. Rules that speak of one block device of the host
 /// are taken out: in the guest the same number is another device.
 pub(super) fn translate(linux: &mut Linux) -> Result<Vec<BlockDevice>, BundleError> {
+    leave_host_devices(linux);
     let devices = linux.devices().as_deref().unwrap_or_default();
     check_count("linux.devices", devices.len())?;
     let rules = linux.resources().as_ref().and_then(|resources| resources.devices().as_deref()).unwrap_or_default();
@@ -68,6 +70,25 @@ pub(super) fn translate(linux: &mut Linux) -> Result<Vec<BlockDevice>, BundleErr
         resources.set_devices(Some(general));
     }
     Ok(blocks)
+}
+
+/// What makes a container privileged, in Docker and in containerd, is a rule that allows every device.
+fn leave_host_devices(linux: &mut Linux) {
+    let rules = linux.resources().as_ref().and_then(|resources| resources.devices().clone()).unwrap_or_default();
+    let any = |number: Option<i64>| number.is_none_or(|number| number == -1);
+    let allows_all = |rule: &LinuxDeviceCgroup| {
+        rule.allow() && matches!(rule.typ(), None | Some(LinuxDeviceType::A)) && any(rule.major()) && any(rule.minor())
+    };
+    if !rules.iter().any(allows_all) {
+        return;
+    }
+    let is_asked_for = |device: &LinuxDevice| {
+        let numbers = (Some(device.major()), Some(device.minor()));
+        rules.iter().any(|rule| rule.typ() == Some(device.typ()) && (rule.major(), rule.minor()) == numbers)
+    };
+    if let Some(devices) = linux.devices_mut() {
+        devices.retain(|device| is_everywhere(device) || is_asked_for(device));
+    }
 }
 
 fn is_everywhere(device: &LinuxDevice) -> bool {

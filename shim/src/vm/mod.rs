@@ -3,6 +3,7 @@
 mod budget;
 mod cgroup;
 mod limits;
+mod namespaces;
 mod network;
 mod size;
 mod usage;
@@ -53,6 +54,9 @@ pub async fn start(
     let mut vm = shim.vm.write().await;
     if vm.is_some() {
         return Err(TaskError::precondition("This shim has a VM already"));
+    }
+    if *role == Role::Single {
+        namespaces::refuse_others(spec)?;
     }
     let range = Range::new(spec, role, config);
     let mut sandbox = sandbox_config(shim, id, spec, range, config)?;
