@@ -147,7 +147,7 @@ impl Sandbox {
         let volumes = Volumes::default();
         let shared = Shared { agent, monitor, streams, timeline, directory, network, volumes, block_devices };
         let sandbox = Self { shared: Arc::new(shared), dir, record };
-        match sandbox.update_network().await {
+        match sandbox.attach_network().await {
             Ok(()) => Ok(sandbox),
             Err(error) => {
                 sandbox.shutdown().await;
@@ -182,7 +182,8 @@ impl Sandbox {
         let vm = vm_config(config, dir.path(), pending.token(), &interfaces);
         pipe.send(&vm).map_err(|source| SandboxError::Spawn { program: config.monitor.clone(), source })?;
         let agent = bring_up(config, dir.path(), monitor, &mut pending, timeline).await?;
-        let network = host.map(|host| Attached::new(host, interfaces));
+        let machine = Machine::new(agent.clone(), dir.path(), config.record.max_memory_mib);
+        let network = host.map(|host| Attached::new(host, machine, interfaces));
         Ok(Booted { dir, directory, streams, agent, network })
     }
 
@@ -216,9 +217,7 @@ impl Sandbox {
 
     /// Makes the guest's network what `network` says, whatever it was before; also after an interface was plugged.
     pub async fn configure_network(&self, network: ConfigureNetworkRequest) -> Result<(), SandboxError> {
-        let context = ttrpc::context::with_duration(NETWORK_TIMEOUT);
-        let configure = self.shared.agent.configure_network(context, &network);
-        self.shared.call("ConfigureNetwork", NETWORK_TIMEOUT, configure).await.map(drop)
+        self.shared.configure_network(network).await
     }
 
     /// Waits until the VM has ended, and says how.
@@ -266,6 +265,12 @@ impl Sandbox {
 }
 
 impl Shared {
+    pub(crate) async fn configure_network(&self, network: ConfigureNetworkRequest) -> Result<(), SandboxError> {
+        let context = ttrpc::context::with_duration(NETWORK_TIMEOUT);
+        let configure = self.agent.configure_network(context, &network);
+        self.call("ConfigureNetwork", NETWORK_TIMEOUT, configure).await.map(drop)
+    }
+
     /// Waits for a call's answer, or for the end of the VM, or for `limit`.
     pub(crate) async fn call<T>(
         &self,

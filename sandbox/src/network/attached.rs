@@ -1,14 +1,20 @@
 //! A sandbox's interfaces: those of its namespace, plugged into its VM.
 
+use std::error::Error;
+use std::sync::{Arc, Weak};
+
 use tokio::sync::Mutex;
 
+use super::changes::Changes;
 use super::{HostNetwork, Interface, Network};
 use crate::error::SandboxError;
-use crate::sandbox::Sandbox;
+use crate::machine::Machine;
+use crate::sandbox::{Sandbox, Shared};
 
 /// The namespace of a sandbox, and what of it the guest has.
 pub(crate) struct Attached {
     host: HostNetwork,
+    machine: Machine,
     state: Mutex<State>,
 }
 
@@ -23,23 +29,52 @@ struct State {
 
 impl Attached {
     /// `plugged` are the interfaces that the VM starts with.
-    pub(crate) fn new(host: HostNetwork, plugged: Vec<Interface>) -> Self {
+    pub(crate) fn new(host: HostNetwork, machine: Machine, plugged: Vec<Interface>) -> Self {
         let state = State { plugged, connected: Vec::new(), configured: Network::default() };
-        Self { host, state: Mutex::new(state) }
+        Self { host, machine, state: Mutex::new(state) }
+    }
+
+    async fn unplug_missing(&self, network: &Network, state: &mut State) -> Result<(), SandboxError> {
+        let is_missing = |plugged: &Interface| !network.interfaces.iter().any(|interface| interface.is(plugged));
+        while let Some(at) = state.plugged.iter().position(is_missing) {
+            let gone = state.plugged.remove(at);
+            state.connected.retain(|index| *index != gone.index);
+            let device = gone.device();
+            self.machine.unplug_network(&device.iface_id, &gone.hardware_address.to_string()).await?;
+        }
+        Ok(())
     }
 }
 
 impl Sandbox {
     /// Gives the guest the interfaces, addresses and routes that its network namespace has now: new interfaces are plugged, and
     /// those that are gone unplugged. Does nothing for a sandbox without a namespace of its own.
+    ///
+    /// Later changes reach the guest by themselves a moment after they were made; this is for those who must not wait for it.
     pub async fn update_network(&self) -> Result<(), SandboxError> {
+        self.shared().update_network().await
+    }
+
+    /// Gives the guest the network of its namespace, now and whenever that changes, for as long as the VM runs.
+    pub(crate) async fn attach_network(&self) -> Result<(), SandboxError> {
         let Some(attached) = &self.shared().network else { return Ok(()) };
+        // First, so that nothing is missed.
+        let changes = attached.host.changes().await?;
+        self.update_network().await?;
+        tokio::spawn(follow(Arc::downgrade(self.shared()), changes));
+        Ok(())
+    }
+}
+
+impl Shared {
+    async fn update_network(&self) -> Result<(), SandboxError> {
+        let Some(attached) = &self.network else { return Ok(()) };
         let mut state = attached.state.lock().await;
         let network = attached.host.survey().await?;
-        self.unplug_missing(&network, &mut state).await?;
+        attached.unplug_missing(&network, &mut state).await?;
         for interface in &network.interfaces {
             if !state.plugged.iter().any(|plugged| plugged.is(interface)) {
-                self.machine().plug_network(interface.device()).await?;
+                attached.machine.plug_network(interface.device()).await?;
                 state.plugged.push(interface.clone());
             }
             if !state.connected.contains(&interface.index) {
@@ -53,16 +88,28 @@ impl Sandbox {
         }
         Ok(())
     }
+}
 
-    async fn unplug_missing(&self, network: &Network, state: &mut State) -> Result<(), SandboxError> {
-        let is_missing = |plugged: &Interface| !network.interfaces.iter().any(|interface| interface.is(plugged));
-        while let Some(at) = state.plugged.iter().position(is_missing) {
-            let gone = state.plugged.remove(at);
-            state.connected.retain(|index| *index != gone.index);
-            let device = gone.device();
-            self.machine().unplug_network(&device.iface_id, &gone.hardware_address.to_string()).await?;
+/// Passes changes on until the VM ends or nobody has it any more.
+async fn follow(shared: Weak<Shared>, changes: Changes) {
+    let Some(end) = shared.upgrade().map(|shared| shared.monitor.watch()) else { return };
+    tokio::pin!(end);
+    loop {
+        let changed = tokio::select! {
+            _ = &mut end => return,
+            changed = changes.settled() => changed,
+        };
+        let Some(shared) = shared.upgrade() else { return };
+        if let Err(error) = changed {
+            tracing::warn!(%error, "changes of the network namespace are not seen any more");
+            return;
         }
-        Ok(())
+        if let Err(error) = shared.update_network().await
+            && shared.monitor.end().is_none()
+        {
+            let error: &(dyn Error + 'static) = &error;
+            tracing::warn!(error, "a change of the network namespace has not reached the guest");
+        }
     }
 }
 

@@ -3,9 +3,10 @@
 //! Each Ethernet interface in the namespace, usually one end of a veth pair, gets a partner in the guest with the same name,
 //! hardware address, MTU, addresses and routes. Between the two is a tap that the monitor, which runs in the namespace, makes:
 //! traffic control redirects what arrives at the interface to the tap and the other way round, so that the namespace's own
-//! network stack takes no part. The tap disappears with the monitor.
+//! network stack takes no part. The tap disappears with the monitor. What changes in the namespace while the VM runs changes in the guest.
 
 mod attached;
+mod changes;
 mod namespace;
 mod survey;
 mod wire;
@@ -19,6 +20,7 @@ use hull_vmm::config::{MAX_INTERFACES, MacAddress, NetworkInterface};
 use protobuf::MessageField;
 use thiserror::Error;
 
+use changes::Changes;
 use namespace::Namespace;
 
 pub(crate) use attached::Attached;
@@ -141,6 +143,11 @@ impl HostNetwork {
     /// What is in it now.
     pub async fn survey(&self) -> Result<Network, NetworkError> {
         self.0.run(survey::network).await
+    }
+
+    /// Listens for changes of it from now on.
+    async fn changes(&self) -> Result<Changes, NetworkError> {
+        self.0.changes().await
     }
 
     /// Joins an interface with the tap that the monitor made for it ([`Interface::device`]). May be called again.

@@ -1,6 +1,7 @@
 //! Work in another network namespace: on a thread of its own, because the namespace is a thread's.
 
 use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::thread;
 
@@ -9,6 +10,7 @@ use rtnetlink::Handle;
 use tokio::sync::oneshot;
 
 use super::NetworkError;
+use super::changes::{self, Changes};
 
 /// An open network namespace.
 #[derive(Debug)]
@@ -30,23 +32,46 @@ impl Namespace {
         Work: FnOnce(Handle) -> Running + Send + 'static,
         Running: Future<Output = Result<T, NetworkError>>,
     {
-        let path = self.path.clone();
-        let failed = move |source| NetworkError::Namespace { path: path.clone(), source };
+        let failed = self.failed();
+        let inside = move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(&failed)?;
+            runtime.block_on(async {
+                let (connection, handle, _) = rtnetlink::new_connection().map_err(&failed)?;
+                tokio::spawn(connection);
+                work(handle).await
+            })
+        };
+        self.enter(inside).await
+    }
+
+    /// Listens for changes from now on.
+    pub async fn changes(&self) -> Result<Changes, NetworkError> {
+        let failed = self.failed();
+        let socket = self.enter(move || changes::listen().map_err(failed)).await?;
+        Changes::new(socket).map_err(self.failed())
+    }
+
+    /// Runs `work` in the namespace.
+    async fn enter<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, NetworkError> + Send + 'static,
+    ) -> Result<T, NetworkError> {
+        let failed = self.failed();
         let file = self.file.try_clone().map_err(&failed)?;
         let (sender, receiver) = oneshot::channel();
         let failed_inside = failed.clone();
         let inside = move || {
             // The thread ends here: nobody else ever runs in it.
             setns(&file, CloneFlags::CLONE_NEWNET).map_err(|error| failed_inside(error.into()))?;
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(&failed_inside)?;
-            runtime.block_on(async {
-                let (connection, handle, _) = rtnetlink::new_connection().map_err(&failed_inside)?;
-                tokio::spawn(connection);
-                work(handle).await
-            })
+            work()
         };
         let spawned = thread::Builder::new().name("netns".into()).spawn(move || drop(sender.send(inside())));
         spawned.map_err(&failed)?;
-        receiver.await.map_err(|_| failed(std::io::ErrorKind::BrokenPipe.into()))?
+        receiver.await.map_err(|_| failed(io::ErrorKind::BrokenPipe.into()))?
+    }
+
+    fn failed(&self) -> impl Fn(io::Error) -> NetworkError + Clone + Send + use<> {
+        let path = self.path.clone();
+        move |source| NetworkError::Namespace { path: path.clone(), source }
     }
 }

@@ -148,3 +148,25 @@ async fn a_file_that_is_no_namespace_is_refused() {
     let error = HostNetwork::open(file.path()).unwrap().survey().await.unwrap_err();
     assert!(matches!(error, NetworkError::Namespace { .. }), "{error}");
 }
+
+#[tokio::test]
+async fn a_change_of_the_namespace_is_told_when_it_is_complete() {
+    let Some(namespace) = TestNamespace::new("changes") else { return };
+    let changes = namespace.network().changes().await.unwrap();
+    let told = async || tokio::time::timeout(std::time::Duration::from_secs(30), changes.settled()).await;
+    namespace.ip("link add eth0 type veth peer name far");
+    namespace.ip("link set eth0 up");
+    told().await.unwrap().unwrap();
+    namespace.ip("addr add 10.9.2.2/24 dev eth0");
+    told().await.unwrap().unwrap();
+    // More than the kernel keeps.
+    for _ in 0..40 {
+        let batch = (0..100).map(|n| format!("addr add 10.10.{n}.1/24 dev eth0\naddr del 10.10.{n}.1/24 dev eth0\n"));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), batch.collect::<String>()).unwrap();
+        namespace.ip(&format!("-batch {}", file.path().display()));
+    }
+    told().await.unwrap().unwrap();
+    let silent = tokio::time::timeout(std::time::Duration::from_millis(300), changes.settled()).await;
+    assert!(silent.is_err(), "told although nothing has changed");
+}
