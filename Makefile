@@ -57,10 +57,15 @@ run: build images ## Build, then run a container in a microVM and look around in
 
 .PHONY: images
 images: setup
-	@for name in busybox layers python; do tests/images/cached.sh "$$name" "$(HULL_TEST_IMAGES)/$$name"; done
+	@for name in busybox layers python redis; do tests/images/cached.sh "$$name" "$(HULL_TEST_IMAGES)/$$name"; done
+
+# Beside those that are installed; they come from the network.
+.PHONY: engines
+engines: setup
+	@tests/engines.sh
 
 .PHONY: test
-test: build images ## All tests: without a VM, then end to end in VMs
+test: build images engines ## All tests: without a VM, then end to end in VMs
 	$(CARGO) test --release --locked --workspace --exclude hull-tests
 	kernel-config/test.sh build/lib/hull/vmlinux
 	rootfs/test.sh "$(agent)"
@@ -79,7 +84,7 @@ fuzz: setup $(fuzzer)/bin/cargo-fuzz ## Fuzz targets of the monitor, each for FU
 	PATH="$(fuzzer)/bin:$$PATH" FUZZ_SECONDS=$(or $(FUZZ_SECONDS),60) fuzz/run.sh
 
 .PHONY: soak
-soak: build images ## The end-to-end tests with HULL_SOAK (50) times as many VMs, and an hour of fuzzing each target: hours
+soak: build images engines ## The end-to-end tests with HULL_SOAK (50) times as many VMs, and an hour of fuzzing each target: hours
 	$(MAKE) fuzz FUZZ_SECONDS=$(or $(FUZZ_SECONDS),3600)
 	HULL_SOAK=$(or $(HULL_SOAK),50) HULL_E2E_TIMEOUT=14400 tests/e2e.sh
 

@@ -34,6 +34,8 @@ containerd         | tests: runs containers with Hull as its runtime
 runc               | tests: containerd's own runtime, with which Hull is compared
 iperf3             | tests: traffic between guest and host
 containernetworking-plugins | tests: containers of containerd in a network of CNI
+iptables           | tests: ports that Docker and CNI publish
+redis-tools        | tests: redis-benchmark talks to a Redis in a container
 ethtool            | tests: offloads of network interfaces
 iproute2           | tests: tap interfaces, traffic control
 passt              | tests: the peer of a network interface without a tap

@@ -9,14 +9,14 @@ use tempfile::TempDir;
 use crate::harness::{Hull, image, wait_for};
 
 /// A running registry, empty at first.
-struct Registry {
+pub struct Registry {
     child: Child,
     port: u16,
     _dir: TempDir,
 }
 
 impl Registry {
-    fn start() -> Self {
+    pub fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let config = dir.path().join("config.yml");
@@ -41,11 +41,12 @@ impl Registry {
         Self { child, port, _dir: dir }
     }
 
-    fn reference(&self, name: &str) -> String {
+    /// The name of an image in it.
+    pub fn reference(&self, name: &str) -> String {
         format!("localhost:{}/{name}", self.port)
     }
 
-    fn push(&self, source: &str, name: &str) {
+    pub fn push(&self, source: &str, name: &str) {
         let output = Command::new("skopeo")
             .args(["copy", "--insecure-policy", "--dest-tls-verify=false", source])
             .arg(format!("docker://{}", self.reference(name)))

@@ -4,15 +4,36 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
+use super::engine::Engine;
 use super::grpc::{self, Answer, bytes, first, message, number, text};
 use super::harness::Containerd;
+use crate::harness::Run;
 
 /// The image's name, for all that CRI does.
 const IMAGE: &str = "docker.io/library/busybox:latest";
 const RUNTIME: &str = "hull";
 /// What a kubelet makes for each pod.
 const POD_CGROUP: &str = "/hulltest-kubepods/pod1";
+/// Of every pod, published on this machine.
+const CONTAINER_PORT: u64 = 8080;
+const HOST_PORT: u64 = 18_080;
+
+#[test]
+fn bookworm() {
+    pods_run_with_the_configuration_that_is_deployed(Engine::Bookworm);
+}
+
+#[test]
+fn trixie() {
+    pods_run_with_the_configuration_that_is_deployed(Engine::Trixie);
+}
+
+#[test]
+fn sid() {
+    pods_run_with_the_configuration_that_is_deployed(Engine::Sid);
+}
 
 struct Cri(Containerd);
 
@@ -22,25 +43,12 @@ struct Pod {
 }
 
 impl Cri {
-    fn start() -> Self {
-        let example = include_str!("../../../deploy/containerd/config-v2.toml");
-        // With the lines that are there to be uncommented.
-        let uncommented = |line: &'static str| {
-            line.strip_prefix('#').filter(|line| line.starts_with('[') || line.starts_with("  ")).unwrap_or(line)
-        };
-        let example =
-            example.lines().filter(|line| *line != "version = 2").map(uncommented).collect::<Vec<_>>().join("\n");
-        let cri = Self(Containerd::start_with(|dir| {
-            let dir = dir.display();
-            let runtimes = example.replace("/etc/hull/other.toml", &format!("{dir}/hull.toml"));
-            format!(
-                "[plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = \"{IMAGE}\"\ndisable_apparmor = true\n\
-                 [plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = \"/usr/lib/cni\"\nconf_dir = \"{dir}/cni\"\n{runtimes}"
-            )
-        }));
+    fn start(engine: Engine) -> Self {
+        let cri = Self(Containerd::start_with(engine, |dir| configuration(engine, dir)));
         let network = format!(
             r#"{{"cniVersion":"0.4.0","name":"pods","plugins":[{{"type":"ptp","ipam":{{"type":"host-local",
-            "subnet":"10.99.0.0/24","dataDir":"{}/addresses"}}}}]}}"#,
+            "subnet":"10.99.0.0/24","dataDir":"{}/addresses"}}}},
+            {{"type":"portmap","snat":true,"capabilities":{{"portMappings":true}}}}]}}"#,
             cri.0.path("").display()
         );
         fs::create_dir_all(cri.0.path("cni")).unwrap();
@@ -51,8 +59,8 @@ impl Cri {
     }
 
     fn import(&self) {
+        self.0.import("k8s.io", "busybox", IMAGE);
         let ctr = |args: &[&str]| self.0.ctr(["--namespace", "k8s.io", "images"].iter().chain(args)).ok();
-        ctr(&["import", "--index-name", IMAGE, super::harness::archive().to_str().unwrap()]);
         // The archive's other name, a date, is none that CRI finds the image by.
         for name in ctr(&["ls", "-q"]).lines().filter(|name| name.starts_with("import-")) {
             ctr(&["rm", name]);
@@ -69,7 +77,9 @@ impl Cri {
         let annotations = annotation.map(|(key, value)| bytes(7, &message(&[text(1, key), text(2, value)])));
         let linux = bytes(8, &message(&[text(1, POD_CGROUP), bytes(2, security)]));
         let logs = text(3, self.0.path("logs").to_str().unwrap());
-        let config = message(&[bytes(1, &metadata), text(2, name), logs, annotations.unwrap_or_default(), linux]);
+        // TCP is what it is when nothing is said.
+        let port = bytes(5, &message(&[number(2, CONTAINER_PORT), number(3, HOST_PORT)]));
+        let config = message(&[bytes(1, &metadata), text(2, name), logs, port, annotations.unwrap_or_default(), linux]);
         let answer = self.call("RunPodSandbox", &message(&[bytes(1, &config), text(2, RUNTIME)]))?;
         Ok(Pod { id: String::from_utf8(first(&answer, 1)).unwrap(), config })
     }
@@ -100,9 +110,35 @@ impl Cri {
     }
 }
 
-#[test]
-fn pods_of_kubernetes_run_with_the_configuration_that_is_deployed() {
-    let cri = Cri::start();
+/// What is deployed, with the lines that are there to be uncommented, and what this machine needs beside it.
+fn configuration(engine: Engine, dir: &Path) -> String {
+    let (deployed, own) = match engine.configuration_format() {
+        2 => (
+            include_str!("../../../deploy/containerd/config-v2.toml"),
+            format!(
+                "[plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = \"{IMAGE}\"\ndisable_apparmor = true\n\
+                 [plugins.\"io.containerd.grpc.v1.cri\".cni]\n"
+            ),
+        ),
+        _ => (
+            include_str!("../../../deploy/containerd/config-v3.toml"),
+            format!(
+                "[plugins.\"io.containerd.cri.v1.images\".pinned_images]\nsandbox = \"{IMAGE}\"\n\
+                 [plugins.\"io.containerd.cri.v1.runtime\"]\ndisable_apparmor = true\n\
+                 [plugins.\"io.containerd.cri.v1.runtime\".cni]\n"
+            ),
+        ),
+    };
+    let uncommented = |line: &'static str| {
+        line.strip_prefix('#').filter(|line| line.starts_with('[') || line.starts_with("  ")).unwrap_or(line)
+    };
+    let deployed: Vec<_> = deployed.lines().filter(|line| !line.starts_with("version = ")).map(uncommented).collect();
+    let deployed = deployed.join("\n").replace("/etc/hull/other.toml", &format!("{}/hull.toml", dir.display()));
+    format!("{own}bin_dir = \"/usr/lib/cni\"\nconf_dir = \"{}/cni\"\n{deployed}", dir.display())
+}
+
+fn pods_run_with_the_configuration_that_is_deployed(engine: Engine) {
+    let cri = Cri::start(engine);
     fs::create_dir_all(cri.0.path("volume/..1")).unwrap();
     fs::write(cri.0.path("volume/..1/key"), "value\n").unwrap();
     std::os::unix::fs::symlink("..1", cri.0.path("volume/..data")).unwrap();
@@ -117,6 +153,11 @@ fn pods_of_kubernetes_run_with_the_configuration_that_is_deployed() {
     let memory = cri.exec(&container, "awk '/^MemTotal/ {print int($2 / 1024)}' /proc/meminfo");
     assert!((220..300).contains(&memory.trim().parse::<u32>().unwrap()), "{memory}");
     assert!(cri.exec(&container, "ip -4 addr show eth0").contains("inet 10.99.0."), "the address of the pod's network");
+    cri.exec(
+        &container,
+        &format!("mkdir /www; echo published >/www/index.html; httpd -p {CONTAINER_PORT} -h /www; echo serves"),
+    );
+    assert_eq!(http_get(&format!("127.0.0.1:{HOST_PORT}")), "published\n");
     assert_eq!(cri.exec(&container, "mkdir /m; mount -t tmpfs none /m 2>/dev/null || echo refused"), "refused\n");
     cri.remove(&pod);
 
@@ -139,4 +180,9 @@ fn pods_of_kubernetes_run_with_the_configuration_that_is_deployed() {
     for directory in Path::new(POD_CGROUP).ancestors().filter(|directory| directory.parent().is_some()) {
         fs::remove_dir(format!("/sys/fs/cgroup{}", directory.display())).unwrap();
     }
+}
+
+fn http_get(address: &str) -> String {
+    let url = format!("http://{address}/");
+    Run::from(Command::new("curl").args(["--silent", "--show-error", "--max-time", "60", &url]).output().unwrap()).ok()
 }

@@ -3,12 +3,15 @@
 use std::io::Write as _;
 use std::process::Stdio;
 
-use super::harness::{Containerd, HULL, RUNC};
+use super::harness::{Containerd, HULL, RUNC, scenarios};
 use crate::harness::{Run, noise};
 
-#[test]
-fn processes_run_beside_the_first_with_their_own_streams_and_codes() {
-    let containerd = Containerd::start();
+scenarios! {
+    processes_run_beside_the_first_with_their_own_streams_and_codes,
+    eight_processes_at_once_keep_their_input_and_output_apart,
+}
+
+pub fn processes_run_beside_the_first_with_their_own_streams_and_codes(containerd: &Containerd) {
     for runtime in [RUNC, HULL] {
         let id = containerd.detached(runtime, &["--env", "A=b"], "sleep 600");
         let exec = |flags: &[&str], command: &[&str]| {
@@ -29,9 +32,7 @@ fn processes_run_beside_the_first_with_their_own_streams_and_codes() {
     }
 }
 
-#[test]
-fn eight_processes_at_once_keep_their_input_and_output_apart() {
-    let containerd = Containerd::start();
+fn eight_processes_at_once_keep_their_input_and_output_apart(containerd: &Containerd) {
     let id = containerd.detached(HULL, &[], "sleep 600");
     let children: Vec<_> = (0..8_usize)
         .map(|number| {

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use nix::mount::{MsFlags, mount};
 
-use super::harness::{Containerd, HULL, IMAGE, RUNC, SMALL_DISK, archive};
+use super::engine::Engine;
+use super::harness::{Containerd, HULL, IMAGE, RUNC, SMALL_DISK};
 
 const NO_SPACE: &str = "no space left on device";
 const PAGE_BYTES: usize = 4096;
@@ -48,11 +49,11 @@ impl SmallDisk {
 /// containerd with one of its directories, or Hull's, on a small disk.
 fn start_on(directory: &str, size: &str) -> (Containerd, SmallDisk) {
     let mut disk = None;
-    let containerd = Containerd::start_with(|dir: &Path| {
+    let containerd = Containerd::start_with(Engine::Bookworm, |dir: &Path| {
         disk = Some(SmallDisk::mount(dir.join(directory), size));
         "disabled_plugins = [\"io.containerd.grpc.v1.cri\"]".into()
     });
-    containerd.ctr(["images", "import", "--index-name", IMAGE, archive().to_str().unwrap()]).ok();
+    containerd.import("default", "busybox", IMAGE);
     (containerd, disk.unwrap())
 }
 

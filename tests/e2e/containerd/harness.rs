@@ -1,12 +1,12 @@
-//! A containerd of its own for each test, with its state below one directory; at the end nothing of it may be left.
+//! A containerd of its own for a test, with its state below one directory; at the end nothing of it may be left.
 
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock};
 
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
@@ -14,6 +14,7 @@ use nix::unistd::Pid;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
+use super::engine::Engine;
 use crate::harness::{Run, image_dir, prefix, wait_for};
 
 /// Hull's runtime.
@@ -27,22 +28,51 @@ pub const SMALL_DISK: &str = "small-disk";
 /// Of the image that every containerd here has.
 pub const IMAGE: &str = "localhost/busybox:latest";
 
+/// Scenarios, each a function of this name that is given a containerd: with this machine's own, each is a test of its own; with
+/// Debian trixie's one after the other in one, because a start under emulation takes long.
+macro_rules! scenarios {
+    ($($name:ident),+ $(,)?) => {
+        mod bookworm {
+            use crate::containerd::harness::Containerd;
+            $(#[test]
+            fn $name() {
+                super::$name(&Containerd::start());
+            })+
+        }
+
+        #[test]
+        fn trixie() {
+            let containerd = Containerd::of(crate::containerd::engine::Engine::Trixie);
+            $(eprintln!("{}", stringify!($name));
+            $name(&containerd);
+            containerd.assert_nothing_left();)+
+        }
+    };
+}
+pub(crate) use scenarios;
+
 pub struct Containerd {
+    engine: Engine,
     dir: TempDir,
     daemon: Option<Child>,
     containers: Mutex<Vec<String>>,
 }
 
 impl Containerd {
-    /// Starts one without CRI and gives it the image.
+    /// Starts this machine's own without CRI and gives it the image.
     pub fn start() -> Self {
-        let containerd = Self::start_with(|_| "disabled_plugins = [\"io.containerd.grpc.v1.cri\"]".into());
-        containerd.ctr(["images", "import", "--index-name", IMAGE, archive().to_str().unwrap()]).ok();
+        Self::of(Engine::Bookworm)
+    }
+
+    /// As [`Containerd::start`], with the one of a suite.
+    pub fn of(engine: Engine) -> Self {
+        let containerd = Self::start_with(engine, |_| format!("disabled_plugins = {:?}", engine.cri_plugins()));
+        containerd.import("default", "busybox", IMAGE);
         containerd
     }
 
-    /// Starts one with `configuration` for its directory, in format 2, and gives it nothing.
-    pub fn start_with(configuration: impl FnOnce(&Path) -> String) -> Self {
+    /// Starts one with `configuration` for its directory, in the engine's format, and gives it nothing.
+    pub fn start_with(engine: Engine, configuration: impl FnOnce(&Path) -> String) -> Self {
         assert!(
             nix::unistd::geteuid().is_root(),
             "containerd needs root: HULL_FORCE_TESTBED=1 runs the tests where it has it"
@@ -50,24 +80,24 @@ impl Containerd {
         // /run is a tmpfs: containerd's overlays can't be on another overlay, as a testbed's root is.
         let dir = TempDir::with_prefix_in("hc", "/run").unwrap();
         let config = format!(
-            "version = 2\nroot = \"{0}/root\"\nstate = \"{0}/state\"\n{1}\n\
+            "version = {2}\nroot = \"{0}/root\"\nstate = \"{0}/state\"\n{1}\n\
              [grpc]\naddress = \"{0}/c.sock\"\n[debug]\nlevel = \"debug\"\n",
             dir.path().display(),
-            configuration(dir.path())
+            configuration(dir.path()),
+            engine.configuration_format()
         );
         fs::write(dir.path().join("config.toml"), config).unwrap();
-        let mut containerd = Self { dir, daemon: None, containers: Mutex::default() };
+        let mut containerd = Self { engine, dir, daemon: None, containers: Mutex::default() };
         containerd.launch();
         containerd
     }
 
     fn launch(&mut self) {
         let log = fs::File::options().create(true).append(true).open(self.path("log")).unwrap();
-        let path = std::env::var("PATH").unwrap_or_default();
-        let child = Command::new("containerd")
+        let child = Command::new(self.engine.program("containerd"))
             .arg("--config")
             .arg(self.path("config.toml"))
-            .env("PATH", format!("{}/bin:{path}", prefix().display()))
+            .env("PATH", format!("{}/bin:{}", prefix().display(), self.engine.search_path()))
             .env("HULL_RUNTIME_DIR", self.path("h"))
             // Two at once in an emulated machine take long.
             .env("HULL_BOOT_TIMEOUT", "170")
@@ -79,6 +109,23 @@ impl Containerd {
             .unwrap();
         self.daemon = Some(child);
         wait_for("containerd to answer", || self.ctr(["version"]).code == Some(0));
+    }
+
+    /// Gives a namespace of containerd's a test image, under a name.
+    pub fn import(&self, namespace: &str, image: &str, name: &str) {
+        let archive = self.path("image.tar");
+        let tar = Command::new("tar").arg("-cf").arg(&archive).arg("-C").arg(image_dir(image)).arg(".").status();
+        assert!(tar.unwrap().success());
+        let mut args = vec!["--namespace", namespace, "images", "import"];
+        args.extend_from_slice(self.engine.import_flags());
+        args.extend(["--index-name", name, archive.to_str().unwrap()]);
+        self.ctr(args).ok();
+        fs::remove_file(archive).unwrap();
+    }
+
+    /// Which one it is.
+    pub fn engine(&self) -> Engine {
+        self.engine
     }
 
     /// Ends the daemon, as a crash would, and starts it again on the same state.
@@ -105,7 +152,7 @@ impl Containerd {
 
     /// `ctr ARGS...`, not yet started.
     pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
-        let mut command = Command::new("ctr");
+        let mut command = Command::new(self.engine.program("ctr"));
         command
             .arg("--address")
             .arg(self.path("c.sock"))
@@ -264,15 +311,4 @@ impl Drop for Containerd {
 fn tail(text: &str, count: usize) -> String {
     let lines: Vec<_> = text.lines().filter(|line| !line.contains("loading plugin")).collect();
     lines[lines.len().saturating_sub(count)..].join("\n")
-}
-
-/// The image as a tar file, which `ctr` wants.
-pub fn archive() -> &'static Path {
-    static ARCHIVE: OnceLock<PathBuf> = OnceLock::new();
-    ARCHIVE.get_or_init(|| {
-        let path = std::env::temp_dir().join(format!("hull-e2e-busybox-{}.tar", std::process::id()));
-        let tar = Command::new("tar").arg("-cf").arg(&path).arg("-C").arg(image_dir("busybox")).arg(".").status();
-        assert!(tar.unwrap().success());
-        path
-    })
 }

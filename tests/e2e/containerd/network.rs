@@ -2,15 +2,26 @@
 
 use std::fs;
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use serde_json::{Value, json};
 
-use super::harness::{Containerd, HULL, RUNC};
+use super::harness::{Containerd, HULL, RUNC, scenarios};
 use crate::harness::image_dir;
+
+scenarios! {
+    a_container_has_the_interfaces_of_its_network_namespace,
+    without_a_network_there_is_loopback_and_the_hosts_network_is_refused,
+    cni_gives_a_container_an_address_between_create_and_start,
+    hooks_run_on_the_host_and_what_they_add_to_the_network_reaches_the_guest,
+}
 
 /// What a container sees of its network, for a comparison with another runtime's.
 const LOOK: &str = "ip -4 -o addr show dev eth0 | awk '{print $4}'; ip -6 -o addr show dev eth0 scope global | awk '{print $4}'; \
     ip route; cat /sys/class/net/eth0/address /sys/class/net/eth0/mtu";
+
+/// Taken by who changes this machine's network: tests run at the same time where there is more than one processor.
+pub static NETWORK: Mutex<()> = Mutex::new(());
 
 /// A network namespace of this machine with one end of a veth pair in it, eth0; the other end is here.
 struct Namespace {
@@ -67,9 +78,8 @@ fn answers_ping(address: &str) -> bool {
     Command::new("busybox").args(["ping", "-c", "1", "-W", "5", address]).output().unwrap().status.success()
 }
 
-#[test]
-fn a_container_has_the_interfaces_of_its_network_namespace() {
-    let containerd = Containerd::start();
+fn a_container_has_the_interfaces_of_its_network_namespace(containerd: &Containerd) {
+    let _network = NETWORK.lock().unwrap_or_else(PoisonError::into_inner);
     let namespace = Namespace::new(1);
     let flags = ["--with-ns", &namespace.flag()];
     let look = |runtime| containerd.run(runtime, &flags, &["sh", "-c", LOOK]).ok();
@@ -87,9 +97,7 @@ fn a_container_has_the_interfaces_of_its_network_namespace() {
     assert_eq!(look(HULL), seen, "a namespace serves again");
 }
 
-#[test]
-fn without_a_network_there_is_loopback_and_the_hosts_network_is_refused() {
-    let containerd = Containerd::start();
+fn without_a_network_there_is_loopback_and_the_hosts_network_is_refused(containerd: &Containerd) {
     let list = "ls /sys/class/net; ping -c 1 127.0.0.1 >/dev/null && echo alive";
     assert_eq!(containerd.run(HULL, &[], &["sh", "-c", list]).ok(), "lo\nalive\n");
     let refused = containerd.run(HULL, &["--net-host"], &["true"]);
@@ -98,15 +106,15 @@ fn without_a_network_there_is_loopback_and_the_hosts_network_is_refused() {
     containerd.assert_nothing_left();
 }
 
-#[test]
-fn cni_gives_a_container_an_address_between_create_and_start() {
-    let containerd = Containerd::start();
+/// Makes a bridge the network of `ctr run --cni`, with `ports` of this machine that lead to each of its containers.
+pub fn configure_cni(containerd: &Containerd, ports: Value) {
     let configuration = json!({
         "cniVersion": "0.4.0", "name": "hull-e2e",
         "plugins": [
             { "type": "bridge", "bridge": "hull-cni", "isGateway": true, "ipMasq": false,
               "ipam": { "type": "host-local", "ranges": [[{ "subnet": "10.81.0.0/24" }]], "routes": [{ "dst": "0.0.0.0/0" }],
                         "dataDir": containerd.path("cni") } },
+            { "type": "portmap", "snat": true, "runtimeConfig": { "portMappings": ports } },
         ],
     });
     fs::create_dir_all("/etc/cni/net.d").unwrap();
@@ -115,6 +123,11 @@ fn cni_gives_a_container_an_address_between_create_and_start() {
     if !fs::exists("/opt/cni/bin").unwrap() {
         std::os::unix::fs::symlink("/usr/lib/cni", "/opt/cni/bin").unwrap();
     }
+}
+
+fn cni_gives_a_container_an_address_between_create_and_start(containerd: &Containerd) {
+    let _network = NETWORK.lock().unwrap_or_else(PoisonError::into_inner);
+    configure_cni(containerd, json!([]));
     for runtime in [RUNC, HULL] {
         let id = containerd.detached(runtime, &["--cni"], "sleep 600");
         let exec = [
@@ -136,9 +149,8 @@ fn cni_gives_a_container_an_address_between_create_and_start() {
     }
 }
 
-#[test]
-fn hooks_run_on_the_host_and_what_they_add_to_the_network_reaches_the_guest() {
-    let containerd = Containerd::start();
+fn hooks_run_on_the_host_and_what_they_add_to_the_network_reaches_the_guest(containerd: &Containerd) {
+    let _network = NETWORK.lock().unwrap_or_else(PoisonError::into_inner);
     let namespace = Namespace::new(3);
     // A hook that puts another interface into the namespace of the process that it is told.
     let said = containerd.path("said");

@@ -1,6 +1,12 @@
 //! Pods: one VM for the sandbox and all of its containers, as the annotations of containerd's CRI group them.
 
-use super::harness::{Containerd, HULL};
+use super::harness::{Containerd, HULL, scenarios};
+
+scenarios! {
+    the_containers_of_a_pod_share_one_vm_and_end_one_by_one,
+    a_container_without_its_pod_is_refused,
+    the_death_of_a_pod_s_vm_ends_all_of_its_containers,
+}
 
 const KIND: &str = "io.kubernetes.cri.container-type";
 const SANDBOX: &str = "io.kubernetes.cri.sandbox-id";
@@ -31,11 +37,9 @@ fn sandbox(containerd: &Containerd) -> String {
     sandbox_with(containerd, &[])
 }
 
-#[test]
-fn the_containers_of_a_pod_share_one_vm_and_end_one_by_one() {
-    let containerd = Containerd::start();
-    let pod = sandbox(&containerd);
-    let (one, two) = (member(&containerd, &pod, "sleep 600"), member(&containerd, &pod, "sleep 600"));
+fn the_containers_of_a_pod_share_one_vm_and_end_one_by_one(containerd: &Containerd) {
+    let pod = sandbox(containerd);
+    let (one, two) = (member(containerd, &pod, "sleep 600"), member(containerd, &pod, "sleep 600"));
     assert_eq!((containerd.shims().len(), containerd.monitors().len()), (1, 1));
     for id in [&pod, &one, &two] {
         assert_eq!(containerd.task(id).unwrap(), (containerd.monitors()[0], "RUNNING".into()), "{id}");
@@ -53,9 +57,7 @@ fn the_containers_of_a_pod_share_one_vm_and_end_one_by_one() {
     containerd.assert_nothing_left();
 }
 
-#[test]
-fn a_container_without_its_pod_is_refused() {
-    let containerd = Containerd::start();
+fn a_container_without_its_pod_is_refused(containerd: &Containerd) {
     let (kind, sandbox) = (format!("{KIND}=container"), format!("{SANDBOX}=gone"));
     let run = containerd.run(HULL, &["--annotation", &kind, "--annotation", &sandbox], &["true"]);
     assert_ne!(run.code, Some(0));
@@ -63,12 +65,10 @@ fn a_container_without_its_pod_is_refused() {
     containerd.assert_nothing_left();
 }
 
-#[test]
-fn the_death_of_a_pod_s_vm_ends_all_of_its_containers() {
+fn the_death_of_a_pod_s_vm_ends_all_of_its_containers(containerd: &Containerd) {
     use nix::sys::signal::{Signal, kill};
-    let containerd = Containerd::start();
-    let pod = sandbox(&containerd);
-    let one = member(&containerd, &pod, "sleep 600");
+    let pod = sandbox(containerd);
+    let one = member(containerd, &pod, "sleep 600");
     kill(nix::unistd::Pid::from_raw(containerd.monitors()[0]), Signal::SIGKILL).unwrap();
     containerd.wait_for_status(&one, "STOPPED");
     containerd.wait_for_status(&pod, "STOPPED");

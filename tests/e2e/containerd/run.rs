@@ -4,8 +4,18 @@ use std::fs;
 use std::io::Write as _;
 use std::process::Stdio;
 
-use super::harness::{Containerd, HULL, RUNC};
+use super::harness::{Containerd, HULL, RUNC, scenarios};
 use crate::harness::{Run, noise};
+
+scenarios! {
+    output_exit_codes_and_flags_are_those_of_runc,
+    a_command_that_does_not_exist_is_an_error_that_names_it,
+    mounts_show_the_host_s_files_and_take_what_is_written,
+    piped_input_ends_and_large_output_is_whole,
+    a_terminal_is_one,
+    logs_go_to_files_and_programs,
+    a_privileged_container_has_rights_in_its_guest_and_none_of_the_host_s_devices,
+}
 
 /// Runs a case with both and returns what both did.
 fn both(containerd: &Containerd, flags: &[&str], command: &[&str]) -> Run {
@@ -16,10 +26,8 @@ fn both(containerd: &Containerd, flags: &[&str], command: &[&str]) -> Run {
     run
 }
 
-#[test]
-fn output_exit_codes_and_flags_are_those_of_runc() {
-    let containerd = Containerd::start();
-    let both = |flags: &[&str], command: &[&str]| both(&containerd, flags, command);
+pub fn output_exit_codes_and_flags_are_those_of_runc(containerd: &Containerd) {
+    let both = |flags: &[&str], command: &[&str]| both(containerd, flags, command);
     assert_eq!(both(&[], &["echo", "hello"]).ok(), "hello\n");
     assert_eq!(both(&[], &["sh", "-c", "echo out; echo err >&2; exit 7"]).code, Some(7));
     assert_eq!(both(&[], &["sh", "-c", "sh -c 'kill -9 $$'; exit $?"]).code, Some(137));
@@ -31,9 +39,7 @@ fn output_exit_codes_and_flags_are_those_of_runc() {
     both(&[], &["sh", "-c", "touch /new /tmp/new && mkdir -p /a/b && ls / && stat -c '%a %u %g' /new /tmp"]);
 }
 
-#[test]
-fn a_command_that_does_not_exist_is_an_error_that_names_it() {
-    let containerd = Containerd::start();
+fn a_command_that_does_not_exist_is_an_error_that_names_it(containerd: &Containerd) {
     for runtime in [RUNC, HULL] {
         let run = containerd.run(runtime, &[], &["no-such-program"]);
         assert_ne!(run.code, Some(0));
@@ -43,9 +49,7 @@ fn a_command_that_does_not_exist_is_an_error_that_names_it() {
     containerd.assert_nothing_left();
 }
 
-#[test]
-fn mounts_show_the_host_s_files_and_take_what_is_written() {
-    let containerd = Containerd::start();
+fn mounts_show_the_host_s_files_and_take_what_is_written(containerd: &Containerd) {
     let (data, file) = (containerd.path("data"), containerd.path("file"));
     fs::create_dir(&data).unwrap();
     fs::write(&file, "a file\n").unwrap();
@@ -53,15 +57,13 @@ fn mounts_show_the_host_s_files_and_take_what_is_written() {
     let read_only = format!("type=bind,src={},dst=/etc/motd,options=rbind:ro", file.display());
     let flags = ["--mount", &mount, "--mount", &read_only];
     let script = "cat /etc/motd; echo written >/data/new; echo x >/etc/motd || echo refused; grep -c . /data/new";
-    let run = both(&containerd, &flags, &["sh", "-c", script]);
+    let run = both(containerd, &flags, &["sh", "-c", script]);
     assert!(run.text().contains("a file\n") && run.text().contains("refused\n"), "{run:?}");
     assert_eq!(fs::read_to_string(data.join("new")).unwrap(), "written\n");
     assert_eq!(fs::read_to_string(file).unwrap(), "a file\n");
 }
 
-#[test]
-fn piped_input_ends_and_large_output_is_whole() {
-    let containerd = Containerd::start();
+fn piped_input_ends_and_large_output_is_whole(containerd: &Containerd) {
     let input = noise(3 << 20);
     for runtime in [RUNC, HULL] {
         let args = containerd.run_args(runtime, &["--rm"], &["sh", "-c", "cat; echo end >&2"]);
@@ -77,15 +79,14 @@ fn piped_input_ends_and_large_output_is_whole() {
     }
 }
 
-#[test]
-fn a_terminal_is_one() {
-    let containerd = Containerd::start();
+pub fn a_terminal_is_one(containerd: &Containerd) {
     for runtime in [RUNC, HULL] {
         // The size comes a little after the start.
         let script = "test -t 0 && test -t 1 && until stty size | grep ' '; do sleep 0.1; done; exit 5";
         let args = containerd.run_args(runtime, &["--rm", "-t"], &["sh", "-c", script]);
         let line = format!(
-            "stty rows 30 cols 100; exec ctr --address {} {}",
+            "stty rows 30 cols 100; exec {} --address {} {}",
+            containerd.engine().program("ctr").display(),
             containerd.path("c.sock").display(),
             quoted(&args)
         );
@@ -101,9 +102,7 @@ fn quoted(words: &[String]) -> String {
     words.iter().map(|word| format!("'{}'", word.replace('\'', "'\\''"))).collect::<Vec<_>>().join(" ")
 }
 
-#[test]
-fn logs_go_to_files_and_programs() {
-    let containerd = Containerd::start();
+fn logs_go_to_files_and_programs(containerd: &Containerd) {
     for runtime in [RUNC, HULL] {
         let log = containerd.path(&format!("{runtime}.log"));
         let uri = format!("file://{}", log.display());
@@ -112,4 +111,9 @@ fn logs_go_to_files_and_programs() {
         let text = fs::read_to_string(&log).unwrap();
         assert!(text.contains("out\n") && text.contains("err\n"), "{runtime}: {text:?}");
     }
+}
+
+fn a_privileged_container_has_rights_in_its_guest_and_none_of_the_host_s_devices(containerd: &Containerd) {
+    let script = "mkdir /m; mount -t tmpfs none /m && echo mounted; ls /dev/kvm /dev/mem 2>/dev/null; ls -d /dev/null";
+    assert_eq!(containerd.run(HULL, &["--privileged"], &["sh", "-c", script]).ok(), "mounted\n/dev/null\n");
 }
