@@ -247,7 +247,7 @@ fn shared_store() -> &'static Path {
     })
 }
 
-fn processes_naming(path: &Path) -> Vec<i32> {
+pub fn processes_naming(path: &Path) -> Vec<i32> {
     let needle = path.as_os_str().as_encoded_bytes();
     let contains =
         |file: &Path| fs::read(file).is_ok_and(|bytes| bytes.windows(needle.len()).any(|part| part == needle));

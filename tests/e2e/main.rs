@@ -25,6 +25,7 @@ mod bundle_harness;
 mod containerd;
 mod control_api;
 mod devices;
+mod docker;
 mod hotplug;
 mod images;
 mod isolation;
