@@ -3,17 +3,20 @@
 //! The messages are those of Kubernetes' `runtime.v1.RuntimeService` (`k8s.io/cri-api/pkg/apis/runtime/v1/api.proto`).
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 
 use super::engine::Engine;
 use super::grpc::{self, Answer, bytes, first, message, number, text};
 use super::harness::Containerd;
-use crate::harness::Run;
+use crate::harness::{Run, wait_for};
 
 /// The image's name, for all that CRI does.
 const IMAGE: &str = "docker.io/library/busybox:latest";
 const RUNTIME: &str = "hull";
+/// A ConfigMap, by its place.
+const VOLUME: &str = "volumes/kubernetes.io~configmap/volume";
 /// What a kubelet makes for each pod.
 const POD_CGROUP: &str = "/hulltest-kubepods/pod1";
 /// Of every pod, published on this machine.
@@ -86,7 +89,7 @@ impl Cri {
 
     /// Starts a container that sleeps, with 64 MiB and a directory of the host at `/volume`; returns its identifier.
     fn container(&self, pod: &Pod, privileged: bool) -> String {
-        let mount = message(&[text(1, "/volume"), text(2, self.0.path("volume").to_str().unwrap()), number(3, 1)]);
+        let mount = message(&[text(1, "/volume"), text(2, self.0.path(VOLUME).to_str().unwrap()), number(3, 1)]);
         let linux = message(&[bytes(1, &number(4, 64 << 20)), bytes(2, &number(2, privileged.into()))]);
         let image = bytes(2, &text(1, IMAGE));
         let command = message(&[text(3, "sleep"), text(3, "1000")]);
@@ -95,6 +98,15 @@ impl Cri {
         let id = String::from_utf8(first(&self.call("CreateContainer", &request).unwrap(), 1)).unwrap();
         self.call("StartContainer", &text(1, &id)).unwrap();
         id
+    }
+
+    /// Replaces the volume's content in the steps of a kubelet.
+    fn write_volume(&self, data: &str, value: &str) {
+        let volume = self.0.path(VOLUME);
+        fs::create_dir_all(volume.join(data)).unwrap();
+        fs::write(volume.join(data).join("key"), value).unwrap();
+        symlink(data, volume.join("..data_tmp")).unwrap();
+        fs::rename(volume.join("..data_tmp"), volume.join("..data")).unwrap();
     }
 
     fn exec(&self, container: &str, script: &str) -> String {
@@ -139,10 +151,8 @@ fn configuration(engine: Engine, dir: &Path) -> String {
 
 fn pods_run_with_the_configuration_that_is_deployed(engine: Engine) {
     let cri = Cri::start(engine);
-    fs::create_dir_all(cri.0.path("volume/..1")).unwrap();
-    fs::write(cri.0.path("volume/..1/key"), "value\n").unwrap();
-    std::os::unix::fs::symlink("..1", cri.0.path("volume/..data")).unwrap();
-    std::os::unix::fs::symlink("..data/key", cri.0.path("volume/key")).unwrap();
+    cri.write_volume("..1", "value\n");
+    symlink("..data/key", cri.0.path(VOLUME).join("key")).unwrap();
 
     let pod = cri.pod("pod-one", Some(("io.hull.default_memory_mib", "300")), &[]).unwrap();
     let counted = fs::read_to_string(format!("/proc/{}/cgroup", cri.0.monitors()[0])).unwrap();
@@ -158,6 +168,11 @@ fn pods_run_with_the_configuration_that_is_deployed(engine: Engine) {
         &format!("mkdir /www; echo published >/www/index.html; httpd -p {CONTAINER_PORT} -h /www; echo serves"),
     );
     assert_eq!(http_get(&format!("127.0.0.1:{HOST_PORT}")), "published\n");
+    cri.write_volume("..2", "another\n");
+    fs::remove_dir_all(cri.0.path(VOLUME).join("..1")).unwrap();
+    wait_for("the container to have the volume's new content", || {
+        cri.exec(&container, "cat /volume/key") == "another\n"
+    });
     assert_eq!(cri.exec(&container, "mkdir /m; mount -t tmpfs none /m 2>/dev/null || echo refused"), "refused\n");
     cri.remove(&pod);
 
