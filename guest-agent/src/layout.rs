@@ -20,6 +20,11 @@ pub const CGROUP: &str = "/sys/fs/cgroup/hull";
 /// Where the agent's binary appears in a container that asked for an init process.
 pub const CONTAINER_INIT: &str = "/dev/.hull-init";
 
+/// Device nodes of a container that are not in its `/dev`. The identifier has been checked ([`crate::identifier::check`]).
+pub fn devices(id: &str) -> PathBuf {
+    PathBuf::from("/dev/.hull").join(id)
+}
+
 /// Files of one container. The identifier has been checked ([`crate::identifier::check`]).
 pub struct Bundle(PathBuf);
 

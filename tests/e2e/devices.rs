@@ -1,7 +1,7 @@
 //! Block devices of the host in the containers of a bundle.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{FileTypeExt as _, symlink};
 use std::path::PathBuf;
 
 use hull_sandbox::SandboxError;
@@ -77,8 +77,10 @@ fn containers_read_and_write_block_devices_of_the_host() {
         assert_eq!(drives(&pod).await, 2);
 
         // The same device under another name, for a container that comes and goes meanwhile.
-        let second = pod.run("second", &start_of("/dev/same"), with_device(&one, "/dev/same", "rwm")).await;
-        assert_eq!((second.as_str(), drives(&pod).await), ("one\n", 2));
+        let script = format!("stat -c '%a %u %g %F' /mnt/same; {}", start_of("/mnt/same"));
+        let second = pod.run("second", &script, with_device(&one, "/mnt/same", "rwm")).await;
+        assert_eq!((second.as_str(), drives(&pod).await), ("640 1 2 block special file\none\n", 2));
+        assert!(!pod.host("image/mnt/same").metadata().unwrap().file_type().is_block_device());
 
         let output = finish(&first, streams).await;
         assert_eq!(output, "640 1 2\none\ntwo\nrefused\nno other one\n");

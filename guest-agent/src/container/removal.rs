@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 
 use crate::failure::{Context, Failure};
+use crate::helper::device_nodes;
 use crate::layout::{self, Bundle};
 use crate::process::Process;
 use crate::{cgroup, volume};
@@ -36,6 +37,7 @@ pub async fn remove(id: &str) -> Result<(), Failure> {
         gone(fs::remove_dir(&mount)).context(format!("remove {}", mount.display()))?;
     }
     volume::remove(id)?;
+    gone(device_nodes::remove(&layout::devices(id))).context("remove devices")?;
     gone(fs::remove_dir_all(bundle.path())).context("remove the bundle")?;
     gone(fs::remove_dir_all(Path::new(layout::STATE).join(id))).context("remove the state")
 }

@@ -16,7 +16,7 @@ use crate::failure::{Context, Failure};
 use crate::helper::root::Root;
 use crate::helper::user::Users;
 use crate::helper::workload::{Workload, chain};
-use crate::helper::{Task, devices, rootfs, shared, specification};
+use crate::helper::{Task, device_nodes, devices, rootfs, shared, specification};
 use crate::identifier;
 use crate::layout::{self, Bundle};
 use crate::sysctl;
@@ -50,6 +50,7 @@ pub fn run(task: Task, namespace: Option<&str>) -> Result<Pid, Failure> {
     inject(&root, &request)?;
     // As Docker and runc do for a working directory that the image doesn't have.
     root.make_directory(extracted.process.cwd())?;
+    device_nodes::bind_elsewhere(&mut spec, &layout::devices(id))?;
     own_streams(&spec, &extracted.process)?;
     if !is_shared {
         own_root(&spec, &mounted)?;

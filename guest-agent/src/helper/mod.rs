@@ -6,6 +6,7 @@
 
 mod create;
 mod detail;
+pub mod device_nodes;
 mod devices;
 mod exec;
 mod pid_namespace;
