@@ -6,10 +6,12 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
+use std::sync::PoisonError;
 
 use super::engine::Engine;
 use super::grpc::{self, Answer, bytes, first, message, number, text};
 use super::harness::Containerd;
+use super::network::NETWORK;
 use crate::harness::{Run, wait_for};
 
 /// The image's name, for all that CRI does.
@@ -150,6 +152,8 @@ fn configuration(engine: Engine, dir: &Path) -> String {
 }
 
 fn pods_run_with_the_configuration_that_is_deployed(engine: Engine) {
+    // The pods' port and cgroup are the machine's.
+    let _machine = NETWORK.lock().unwrap_or_else(PoisonError::into_inner);
     let cri = Cri::start(engine);
     cri.write_volume("..1", "value\n");
     symlink("..data/key", cri.0.path(VOLUME).join("key")).unwrap();
