@@ -2,9 +2,9 @@
 # Measures the block device: fio in the same guest, with hull-vmm (both engines) and with QEMU's microvm and q35.
 # Called by `make bench`, in the testbed where the local KVM can't run guests. Needs root, KVM, tracefs and loop devices.
 #   devices.sh [ROW...]   only these rows, e.g. randread-4k-32
-# Each line of results/blk.jsonl is one row of one monitor: fio's numbers, interrupts as the guest counts them, and exits by
-# reason (SVM exit codes: AMD64 Architecture Programmer's Manual volume 2, appendix C). Times are emulated in the testbed:
-# compare rows of one run, never across runs.
+# Each line of results/blk.jsonl is one row of one monitor in one of RUNS (3) rounds: fio's numbers, interrupts as the guest
+# counts them, and exits by reason (SVM exit codes: AMD64 Architecture Programmer's Manual volume 2, appendix C).
+# results/blk.txt has the medians. Times are emulated in the testbed: compare rows of one run, never across runs.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -118,10 +118,10 @@ result() {
     "$work/begin.$row" "$work/end.$row")
   interrupts=$(($(cat "$work/end.$row.interrupts") - $(cat "$work/begin.$row.interrupts")))
   tr -d '\r' <"$work/console" | awk -F';' -v monitor="$name" -v row="$row" -v exits="$exits" -v interrupts="$interrupts" \
-    -v operations="$(operations "$row")" '
+    -v operations="$(operations "$row")" -v run="$run" '
     $1 == 3 && $3 == row {
       first = row ~ /read/ ? 6 : 47
-      printf "{\"monitor\": \"%s\", \"row\": \"%s\", \"operations\": %d, \"iops\": %d, \"kib_per_second\": %d, ", monitor, row, operations, $(first + 2), $(first + 1)
+      printf "{\"monitor\": \"%s\", \"row\": \"%s\", \"run\": %d, \"operations\": %d, \"iops\": %d, \"kib_per_second\": %d, ", monitor, row, run, operations, $(first + 2), $(first + 1)
       printf "\"latency_us_mean\": %d, \"interrupts\": %d, \"exits\": {%s}}\n", $(first + 34), interrupts, exits
     }'
 }
@@ -146,6 +146,50 @@ measure() {
   for row in "${rows[@]}"; do result "$name" "$row"; done | tee -a "$out/blk.jsonl"
 }
 
+# A table of medians: requests a second, exits and interrupts of one.
+summary() {
+  awk '
+    function field(name, text) {
+      match($0, "\"" name "\": \"?[^,\"]*")
+      text = substr($0, RSTART, RLENGTH)
+      sub(/^[^:]*: "?/, "", text)
+      return text
+    }
+    function median(values, count, i, j, keep) {
+      for (i = 2; i <= count; i++) {
+        keep = values[i]
+        for (j = i - 1; j > 0 && values[j] > keep; j--) values[j + 1] = values[j]
+        values[j + 1] = keep
+      }
+      return values[int((count + 1) / 2)]
+    }
+    {
+      key = field("row") SUBSEP field("monitor")
+      if (!(field("row") in seen)) { seen[field("row")] = 1; rows[++row_count] = field("row") }
+      if (!(field("monitor") in known)) { known[field("monitor")] = 1; monitors[++monitor_count] = field("monitor") }
+      sum = 0
+      list = $0
+      sub(/.*"exits": /, "", list)
+      while (match(list, /": [0-9]+/)) { sum += substr(list, RSTART + 3, RLENGTH - 3); list = substr(list, RSTART + RLENGTH) }
+      n = ++count[key]
+      iops[key, n] = field("iops") + 0; exits[key, n] = sum / field("operations"); interrupts[key, n] = field("interrupts") / field("operations")
+    }
+    END {
+      printf "%-29s", "requests/s, exits, interrupts"
+      for (m = 1; m <= monitor_count; m++) printf " %20s", monitors[m]
+      print ""
+      for (r = 1; r <= row_count; r++) {
+        printf "%-29s", rows[r]
+        for (m = 1; m <= monitor_count; m++) {
+          key = rows[r] SUBSEP monitors[m]
+          for (i = 1; i <= count[key]; i++) { a[i] = iops[key, i]; b[i] = exits[key, i]; c[i] = interrupts[key, i] }
+          printf " %8d %5.2f %5.2f", median(a, count[key]), median(b, count[key]), median(c, count[key])
+        }
+        print ""
+      }
+    }' "$out/blk.jsonl"
+}
+
 make_tools
 make_initramfs
 truncate -s 64M "$work/image"
@@ -153,7 +197,10 @@ device=$(losetup --find --show "$work/image")
 dd if=/dev/urandom of="$device" bs=1M count=64 status=none
 echo 'hist:keys=exit_reason' >"$hist/trigger"
 : >"$out/blk.jsonl"
-measure hull-sync hull Sync
-measure hull-async hull Async
-measure qemu-microvm qemu microvm,pcie=on,acpi=on,pic=off,pit=off,rtc=off,isa-serial=off
-measure qemu-q35 qemu q35
+for ((run = 1; run <= ${RUNS:-3}; run++)); do
+  measure hull-sync hull Sync
+  measure hull-async hull Async
+  measure qemu-microvm qemu microvm,pcie=on,acpi=on,pic=off,pit=off,rtc=off,isa-serial=off
+  measure qemu-q35 qemu q35
+done
+summary | tee "$out/blk.txt"
