@@ -27,6 +27,7 @@ e2fsprogs          | tests: a guest makes an ext4 file system, the host checks i
 fio                | tests: a guest writes to a disk with many requests at once, and verifies
 qemu-utils         | tests: qemu-img makes qcow2 images
 util-linux         | tests: losetup, for block devices and direct I/O
+acpica-tools       | tests: iasl reads the ACPI tables of a VM
 curl               | tests: talks to the control API as people do
 docker-registry    | tests: a real registry to pull from
 skopeo             | tests: pushes images to it
