@@ -15,7 +15,7 @@ use super::network::NETWORK;
 use crate::harness::{Run, wait_for};
 
 /// The image's name, for all that CRI does.
-const IMAGE: &str = "docker.io/library/busybox:latest";
+pub const IMAGE: &str = "docker.io/library/busybox:latest";
 const RUNTIME: &str = "hull";
 /// A ConfigMap, by its place.
 const VOLUME: &str = "volumes/kubernetes.io~configmap/volume";
@@ -40,15 +40,15 @@ fn sid() {
     pods_run_with_the_configuration_that_is_deployed(Engine::Sid);
 }
 
-struct Cri(Containerd);
+pub struct Cri(pub Containerd);
 
-struct Pod {
-    id: String,
-    config: Vec<u8>,
+pub struct Pod {
+    pub id: String,
+    pub config: Vec<u8>,
 }
 
 impl Cri {
-    fn start(engine: Engine) -> Self {
+    pub fn start(engine: Engine) -> Self {
         let cri = Self(Containerd::start_with(engine, |dir| configuration(engine, dir)));
         let network = format!(
             r#"{{"cniVersion":"0.4.0","name":"pods","plugins":[{{"type":"ptp","ipam":{{"type":"host-local",
@@ -72,12 +72,12 @@ impl Cri {
         }
     }
 
-    fn call(&self, method: &str, request: &[u8]) -> Answer {
+    pub fn call(&self, method: &str, request: &[u8]) -> Answer {
         grpc::call(&self.0, "k8s.io", &format!("runtime.v1.RuntimeService/{method}"), request)
     }
 
     /// `security` are fields of a `LinuxSandboxSecurityContext`.
-    fn pod(&self, name: &str, annotation: Option<(&str, &str)>, security: &[u8]) -> Result<Pod, String> {
+    pub fn pod(&self, name: &str, annotation: Option<(&str, &str)>, security: &[u8]) -> Result<Pod, String> {
         let metadata = message(&[text(1, name), text(2, name), text(3, "default")]);
         let annotations = annotation.map(|(key, value)| bytes(7, &message(&[text(1, key), text(2, value)])));
         let linux = bytes(8, &message(&[text(1, POD_CGROUP), bytes(2, security)]));
@@ -111,13 +111,13 @@ impl Cri {
         fs::rename(volume.join("..data_tmp"), volume.join("..data")).unwrap();
     }
 
-    fn exec(&self, container: &str, script: &str) -> String {
+    pub fn exec(&self, container: &str, script: &str) -> String {
         let command = message(&[text(2, "sh"), text(2, "-c"), text(2, script)]);
         let answer = self.call("ExecSync", &message(&[text(1, container), command, number(3, 120)])).unwrap();
         String::from_utf8(first(&answer, 1)).unwrap()
     }
 
-    fn remove(&self, pod: &Pod) {
+    pub fn remove(&self, pod: &Pod) {
         for method in ["StopPodSandbox", "RemovePodSandbox"] {
             self.call(method, &text(1, &pod.id)).unwrap();
         }

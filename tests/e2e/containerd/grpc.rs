@@ -80,7 +80,8 @@ pub fn first_number(message: &[u8], wanted: u64) -> u64 {
     take_varint(&mut rest)
 }
 
-fn take_varint(message: &mut &[u8]) -> u64 {
+/// Takes a number off the front.
+pub fn take_varint(message: &mut &[u8]) -> u64 {
     let (mut value, mut shift) = (0, 0);
     loop {
         let byte = message[0];

@@ -3,6 +3,7 @@
 mod cgroups;
 mod configuration;
 mod cri;
+mod cri_life;
 pub mod engine;
 mod exec;
 mod faults;
@@ -10,6 +11,8 @@ mod full_disk;
 mod grpc;
 pub mod harness;
 mod images;
+mod many;
+mod message;
 mod network;
 mod output;
 mod pods;
