@@ -27,6 +27,7 @@ mod cgroup;
 mod container;
 mod container_init;
 mod failure;
+mod forward;
 mod helper;
 mod identifier;
 mod init;

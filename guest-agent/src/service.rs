@@ -18,7 +18,7 @@ use crate::init::{clock, power};
 use crate::machine::Machine;
 use crate::process::Exit;
 use crate::reaper::Reaper;
-use crate::{sandbox, sys};
+use crate::{forward, sandbox, sys};
 
 /// Time for the answer to a shutdown to leave the machine.
 const ANSWER_TIME: Duration = Duration::from_millis(20);
@@ -230,6 +230,11 @@ impl agent_ttrpc::Agent for Service {
         request: agent::ConfigureNetworkRequest,
     ) -> Result<agent::Empty> {
         self.0.machine.configure_network(request).await?;
+        Ok(agent::Empty::new())
+    }
+
+    async fn forward_port(&self, _: &TtrpcContext, request: agent::ForwardPortRequest) -> Result<agent::Empty> {
+        forward::port(&request).await?;
         Ok(agent::Empty::new())
     }
 

@@ -6,6 +6,7 @@ use std::sync::{Arc, Weak};
 use tokio::sync::Mutex;
 
 use super::changes::Changes;
+use super::forward::Forwarder;
 use super::{HostNetwork, Interface, Network};
 use crate::error::SandboxError;
 use crate::machine::Machine;
@@ -62,6 +63,14 @@ impl Sandbox {
         let changes = attached.host.changes().await?;
         self.update_network().await?;
         tokio::spawn(follow(Arc::downgrade(self.shared()), changes));
+        match attached.host.forwarder().await {
+            Ok(forwarder) => drop(tokio::spawn(forward(Arc::downgrade(self.shared()), forwarder))),
+            // The network itself is complete without it.
+            Err(error) => {
+                let error: &(dyn Error + 'static) = &error;
+                tracing::warn!(error, "ports can't be forwarded to the guest's loopback address");
+            }
+        }
         Ok(())
     }
 }
@@ -87,6 +96,12 @@ impl Shared {
             state.configured = network;
         }
         Ok(())
+    }
+}
+
+async fn forward(shared: Weak<Shared>, forwarder: Forwarder) {
+    if let Err(error) = forwarder.serve(shared).await {
+        tracing::warn!(%error, "ports are no longer forwarded");
     }
 }
 

@@ -4,10 +4,13 @@
 //! hardware address, MTU, addresses and routes. Between the two is a tap that the monitor, which runs in the namespace, makes:
 //! traffic control redirects what arrives at the interface to the tap and the other way round, so that the namespace's own
 //! network stack takes no part. The tap disappears with the monitor. What changes in the namespace while the VM runs changes in the guest.
+//! Connections of host processes to the namespace's loopback address are passed to the guest's.
 
 mod attached;
 mod changes;
+mod forward;
 mod namespace;
+mod sk_lookup;
 mod survey;
 mod wire;
 
@@ -21,6 +24,7 @@ use protobuf::MessageField;
 use thiserror::Error;
 
 use changes::Changes;
+use forward::Forwarder;
 use namespace::Namespace;
 
 pub(crate) use attached::Attached;
@@ -148,6 +152,11 @@ impl HostNetwork {
     /// Listens for changes of it from now on.
     async fn changes(&self) -> Result<Changes, NetworkError> {
         self.0.changes().await
+    }
+
+    /// Takes its connections to 127.0.0.1.
+    async fn forwarder(&self) -> Result<Forwarder, NetworkError> {
+        self.0.forwarder().await
     }
 
     /// Joins an interface with the tap that the monitor made for it ([`Interface::device`]). May be called again.

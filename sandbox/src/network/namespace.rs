@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::thread;
 
@@ -11,6 +12,7 @@ use tokio::sync::oneshot;
 
 use super::NetworkError;
 use super::changes::{self, Changes};
+use super::forward::Forwarder;
 
 /// An open network namespace.
 #[derive(Debug)]
@@ -51,8 +53,15 @@ impl Namespace {
         Changes::new(socket).map_err(self.failed())
     }
 
+    /// Takes its connections to 127.0.0.1.
+    pub async fn forwarder(&self) -> Result<Forwarder, NetworkError> {
+        let failed = self.failed();
+        let namespace = self.file.try_clone().map_err(&failed)?;
+        self.enter(move || Forwarder::start(namespace.as_fd()).map_err(failed)).await
+    }
+
     /// Runs `work` in the namespace.
-    async fn enter<T: Send + 'static>(
+    pub async fn enter<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> Result<T, NetworkError> + Send + 'static,
     ) -> Result<T, NetworkError> {

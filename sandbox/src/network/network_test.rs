@@ -170,3 +170,39 @@ async fn a_change_of_the_namespace_is_told_when_it_is_complete() {
     let silent = tokio::time::timeout(std::time::Duration::from_millis(300), changes.settled()).await;
     assert!(silent.is_err(), "told although nothing has changed");
 }
+
+#[tokio::test]
+async fn connections_to_the_loopback_address_are_taken_whatever_their_port_until_the_end() {
+    use std::io::{Read, Write};
+    use std::net::TcpStream;
+    let Some(namespace) = TestNamespace::new("forward") else { return };
+    namespace.ip("link set lo up");
+    let open = Namespace::open(&Path::new("/run/netns").join(&namespace.0)).unwrap();
+    let forwarder = open.forwarder().await.unwrap();
+    let dial = |port: u16| open.enter(move || Ok(TcpStream::connect(("127.0.0.1", port))));
+    for port in [1, 8080, 65535] {
+        let mut outside = dial(port).await.unwrap().unwrap();
+        let (mut taken, _) = loop {
+            match forwarder.listener.accept() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => std::thread::yield_now(),
+                accepted => break accepted.unwrap(),
+            }
+        };
+        assert_eq!(taken.local_addr().unwrap().port(), port);
+        taken.write_all(b"x").unwrap();
+        let mut byte = [0];
+        outside.read_exact(&mut byte).unwrap();
+        assert_eq!(&byte, b"x");
+    }
+    drop(forwarder);
+    // The program goes a moment after its last descriptor.
+    let mut refused = false;
+    for _ in 0..100 {
+        refused = dial(8080).await.unwrap().is_err();
+        if refused {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    assert!(refused, "still taken");
+}

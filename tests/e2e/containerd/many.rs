@@ -4,7 +4,6 @@ use std::fs;
 use std::io::Write as _;
 use std::process::{Child, Stdio};
 
-use super::engine::Engine;
 use super::harness::{Containerd, HULL};
 use crate::harness::{Run, noise, soak};
 
@@ -31,7 +30,7 @@ fn held(pid: i32) -> (usize, usize) {
 
 #[test]
 fn processes_one_after_the_other_leave_nothing_behind() {
-    let containerd = &Containerd::start(Engine::Bookworm);
+    let containerd = &Containerd::start();
     let id = containerd.detached(HULL, &[], "sleep 100000");
     let holders: Vec<_> = [containerd.shims(), containerd.monitors()].concat();
     let all_held = || holders.iter().map(|pid| held(*pid)).collect::<Vec<_>>();
@@ -53,7 +52,7 @@ fn processes_one_after_the_other_leave_nothing_behind() {
 
 #[test]
 fn processes_at_once_keep_their_input_and_output_apart() {
-    let containerd = &Containerd::start(Engine::Bookworm);
+    let containerd = &Containerd::start();
     let id = containerd.detached(HULL, &[], "sleep 100000");
     let children: Vec<_> = (0..(8 * soak()).min(200))
         .map(|number| {
@@ -69,7 +68,7 @@ fn processes_at_once_keep_their_input_and_output_apart() {
 
 #[test]
 fn containers_one_after_the_other_and_at_once_leave_nothing_behind() {
-    let containerd = &Containerd::start(Engine::Bookworm);
+    let containerd = &Containerd::start();
     for _ in 0..(2 * soak()).min(50) {
         assert_eq!(containerd.run(HULL, &[], &["echo", "one"]).ok(), "one\n");
     }

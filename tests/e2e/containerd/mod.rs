@@ -16,6 +16,7 @@ mod message;
 mod network;
 mod output;
 mod pods;
+mod port_forward;
 mod redis;
 mod run;
 mod sizes;
