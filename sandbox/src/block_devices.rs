@@ -136,8 +136,10 @@ impl BlockDevices {
         number: DeviceNumber,
         read_only: bool,
     ) -> Result<(Key, DeviceNumber), SandboxError> {
-        let key = Key { number, read_only };
         let mut plugged = self.plugged.lock().await;
+        // A guest that may write a device for one container has it alone; for another one the container's rules say what it may.
+        let writable = Key { number, read_only: false };
+        let key = if plugged.contains_key(&writable) { writable } else { Key { number, read_only } };
         if let Some(known) = plugged.get_mut(&key) {
             known.users += 1;
             return Ok((key, known.number));

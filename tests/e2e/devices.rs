@@ -82,6 +82,11 @@ fn containers_read_and_write_block_devices_of_the_host() {
         assert_eq!((second.as_str(), drives(&pod).await), ("640 1 2 block special file\none\n", 2));
         assert!(!pod.host("image/mnt/same").metadata().unwrap().file_type().is_block_device());
 
+        // And once more, for one that may only read it.
+        let script = format!("{}; echo x 2>/dev/null > /dev/same || echo refused", start_of("/dev/same"));
+        let third = pod.run("third", &script, with_device(&one, "/dev/same", "r")).await;
+        assert_eq!((third.as_str(), drives(&pod).await), ("one\nrefused\n", 2));
+
         let output = finish(&first, streams).await;
         assert_eq!(output, "640 1 2\none\ntwo\nrefused\nno other one\n");
         assert_eq!(drives(&pod).await, 0);
