@@ -35,6 +35,8 @@ struct World {
     memory: u64,
     /// The guest goes no further, neither up nor down.
     memory_wall: u64,
+    /// The guest's processes use so much of what is plugged.
+    memory_used: u64,
 }
 
 #[derive(Clone, Copy, Default, PartialEq)]
@@ -162,6 +164,13 @@ impl Agent for Guest {
         request: SetOnlineCpusRequest,
     ) -> ttrpc::Result<MachineStateResponse> {
         Ok(MachineStateResponse { online_cpus: request.count, present_cpus: 4, ..Default::default() })
+    }
+
+    async fn machine_state(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<MachineStateResponse> {
+        let world = self.0.lock().unwrap();
+        // And of the memory from the start 32 MiB are not in use.
+        let available = (world.memory + 32).saturating_sub(world.memory_used) << 20;
+        Ok(MachineStateResponse { memory_available_bytes: available, ..Default::default() })
     }
 }
 
@@ -358,6 +367,20 @@ async fn memory_grows_in_whole_blocks_and_shrinks_as_far_as_the_guest_lets_it() 
     // The guest is not left trying.
     let log = scene.log();
     assert_eq!(log.iter().rfind(|line| line.starts_with('{')).unwrap(), "{\"requested_size_mib\":300}");
+}
+
+#[tokio::test]
+async fn memory_in_use_is_not_asked_for() {
+    let scene = Scene::new(World { memory_wall: 512, ..World::default() }).await;
+    let machine = scene.machine().await;
+    machine.set_memory(640).await.unwrap();
+    {
+        let mut world = scene.world.lock().unwrap();
+        (world.memory_wall, world.memory_used) = (0, 333);
+    }
+    let shrunk = machine.set_memory(128).await.unwrap();
+    assert_eq!((shrunk.asked_mib, shrunk.now_mib.div_ceil(64)), (128, (128_u32 + 333).div_ceil(64)));
+    assert!(shrunk.now_mib >= 128 + 333, "{shrunk:?}");
 }
 
 #[tokio::test]

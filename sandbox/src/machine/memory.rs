@@ -13,6 +13,9 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// Between two looks at how far it is.
 const STEP: Duration = Duration::from_millis(50);
 
+/// What the guest keeps beside what is in use. Asked for more, its kernel gives it, and then kills for want of memory.
+const RESERVE_MIB: u32 = 32;
+
 /// What became of a change of the memory's size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryChange {
@@ -42,7 +45,8 @@ impl Machine {
             return Err(SandboxError::MemoryRange { least_mib: base, most_mib: most });
         }
         // Rounded up to whole blocks.
-        let wanted = (size_mib - base).div_ceil(before.block.max(1)).saturating_mul(before.block).min(before.total);
+        let asked = (size_mib - base).div_ceil(before.block.max(1)).saturating_mul(before.block).min(before.total);
+        let wanted = if asked < before.plugged { asked.max(self.least(&before).await?) } else { asked };
         self.request(wanted).await?;
         let now = self.settle(wanted).await?;
         if now.plugged == wanted || wanted < before.plugged {
@@ -51,7 +55,7 @@ impl Machine {
                 self.request(now.plugged).await?;
             }
             return Ok(MemoryChange {
-                asked_mib: base.saturating_add(wanted),
+                asked_mib: base.saturating_add(asked),
                 now_mib: base.saturating_add(now.plugged),
             });
         }
@@ -59,6 +63,14 @@ impl Machine {
         self.request(before.requested).await?;
         self.settle(before.requested).await?;
         Err(SandboxError::MemoryNotTaken { asked_mib: base.saturating_add(wanted), reached_mib })
+    }
+
+    /// What has to stay plugged, because the guest uses the rest.
+    async fn least(&self, now: &Hotplug) -> Result<u32, SandboxError> {
+        let available = u32::try_from(self.state().await?.memory_available_bytes >> 20).unwrap_or(u32::MAX);
+        let spare = available.saturating_sub(RESERVE_MIB);
+        let block = now.block.max(1);
+        Ok(now.plugged.saturating_sub(spare / block * block))
     }
 
     /// Waits until the guest has plugged what is wanted, or makes no progress any more.
