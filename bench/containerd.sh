@@ -8,39 +8,14 @@ set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
 runs=${1:-10} execs=${2:-100}
-PATH=${HULL_PREFIX:-$here/../build}/bin:$PATH
-export PATH HULL_BOOT_TIMEOUT=170
-work=$(mktemp -d /run/containerd-bench.XXXXXX)
-export HULL_RUNTIME_DIR=$work/h CONTAINERD_ADDRESS=$work/c.sock
-image=localhost/busybox:latest
+# shellcheck source-path=SCRIPTDIR source=containerd-start.sh
+. "$here/containerd-start.sh"
 out=${TESTBED_SHARE:-$here/results}/containerd.txt
 runtimes=(io.containerd.runc.v2 io.containerd.kata.v2)
-end() {
-  local runtime
-  for runtime in "${runtimes[@]}"; do
-    ctr task kill --signal KILL "$runtime" >/dev/null 2>&1 || true
-    sleep 1
-    ctr task rm --force "$runtime" >/dev/null 2>&1 || true
-  done
-  kill "$containerd" 2>/dev/null || true
-  wait "$containerd" || true
-  rm -rf "$work" 2>/dev/null || true
-}
+end() { end_containerd "${runtimes[@]}"; }
 
-cat >"$work/config.toml" <<TOML
-version = 2
-root = "$work/root"
-state = "$work/state"
-disabled_plugins = ["io.containerd.grpc.v1.cri"]
-[grpc]
-address = "$work/c.sock"
-TOML
-containerd --config "$work/config.toml" >"$work/log" 2>&1 &
-containerd=$!
 trap end EXIT
-tar -cf "$work/image.tar" -C "${HULL_TEST_IMAGES:?names the directory of the test images}/busybox" .
-until ctr version >/dev/null 2>&1; do sleep 1; done
-ctr images import --index-name "$image" "$work/image.tar" >/dev/null
+start_containerd
 
 now() { echo "${EPOCHREALTIME/./}"; }
 # median FILE COLUMN: of microseconds, in milliseconds.

@@ -7,37 +7,12 @@
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
-PATH=$here/../build/bin:$PATH
-export PATH HULL_BOOT_TIMEOUT=170
-work=$(mktemp -d /run/pod-bench.XXXXXX)
-export HULL_RUNTIME_DIR=$work/h
-image=localhost/busybox:latest
-end() {
-  for id in two one pod; do
-    ctr task kill --signal KILL "$id" >/dev/null 2>&1 || true
-    sleep 1
-    ctr task rm --force "$id" >/dev/null 2>&1 || true
-  done
-  kill "$containerd" 2>/dev/null || true
-  wait "$containerd" || true
-  rm -rf "$work" 2>/dev/null || true
-}
+# shellcheck source-path=SCRIPTDIR source=containerd-start.sh
+. "$here/containerd-start.sh"
+end() { end_containerd two one pod; }
 
-cat >"$work/config.toml" <<TOML
-version = 2
-root = "$work/root"
-state = "$work/state"
-disabled_plugins = ["io.containerd.grpc.v1.cri"]
-[grpc]
-address = "$work/c.sock"
-TOML
-export CONTAINERD_ADDRESS=$work/c.sock
-containerd --config "$work/config.toml" >"$work/log" 2>&1 &
-containerd=$!
 trap end EXIT
-tar -cf "$work/image.tar" -C "${HULL_TEST_IMAGES:?names the directory of the test images}/busybox" .
-until ctr version >/dev/null 2>&1; do sleep 1; done
-ctr images import --index-name "$image" "$work/image.tar" >/dev/null
+start_containerd
 
 # make ID ROLE COMMAND...
 make() {

@@ -86,7 +86,12 @@ async fn tell_ready() -> Result<()> {
 }
 
 async fn send_ready(token: Token) -> std::io::Result<()> {
-    let mut stream = VsockStream::connect(VsockAddr::new(HOST_CID, READY_PORT)).await?;
+    dial(READY_PORT, token).await?.shutdown(std::net::Shutdown::Both)
+}
+
+/// Connects to a port of the host and opens with a token that it issued.
+pub async fn dial(port: u32, token: Token) -> std::io::Result<VsockStream> {
+    let mut stream = VsockStream::connect(VsockAddr::new(HOST_CID, port)).await?;
     stream.write_all(token.as_bytes()).await?;
-    stream.shutdown(std::net::Shutdown::Both)
+    Ok(stream)
 }

@@ -4,12 +4,11 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use hull_protocol::{HOST_CID, STREAM_PORT, Token, agent};
-use tokio::io::AsyncWriteExt;
+use hull_protocol::{STREAM_PORT, Token, agent};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_vsock::{VsockAddr, VsockStream};
 
+use crate::agent::dial;
 use crate::failure::{Context, Failure};
 
 /// Longest wait for either end.
@@ -23,8 +22,10 @@ pub async fn port(request: &agent::ForwardPortRequest) -> Result<(), Failure> {
         Ok(connection) => connection,
         Err(error) => return Err(Failure::precondition(format!("port {port}: {error}"))),
     };
-    let mut outside =
-        timeout(CONNECT_TIMEOUT, dial(token)).await.context("open the stream")?.context("open the stream")?;
+    let mut outside = timeout(CONNECT_TIMEOUT, dial(STREAM_PORT, token))
+        .await
+        .context("open the stream")?
+        .context("open the stream")?;
     tokio::spawn(async move {
         // However it ends, both are closed then.
         let _ = tokio::io::copy_bidirectional(&mut inside, &mut outside).await;
@@ -35,10 +36,4 @@ pub async fn port(request: &agent::ForwardPortRequest) -> Result<(), Failure> {
 async fn connect(port: u16) -> io::Result<TcpStream> {
     let addresses = [SocketAddr::from((Ipv4Addr::LOCALHOST, port)), SocketAddr::from((Ipv6Addr::LOCALHOST, port))];
     TcpStream::connect(addresses.as_slice()).await
-}
-
-async fn dial(token: Token) -> io::Result<VsockStream> {
-    let mut stream = VsockStream::connect(VsockAddr::new(HOST_CID, STREAM_PORT)).await?;
-    stream.write_all(token.as_bytes()).await?;
-    Ok(stream)
 }

@@ -107,6 +107,7 @@ pub struct Sandbox {
 /// What containers and processes need of their sandbox.
 pub(crate) struct Shared {
     pub(crate) agent: AgentClient,
+    pub(crate) machine: Machine,
     pub(crate) monitor: Monitor,
     pub(crate) streams: TokenGate,
     pub(crate) timeline: Arc<Timeline>,
@@ -143,9 +144,10 @@ impl Sandbox {
                 }
             };
         let record = SandboxRecord { monitor_pid: monitor.pid(), ..config.record };
-        let block_devices = BlockDevices::new(Machine::new(agent.clone(), dir.path(), record.max_memory_mib));
+        let machine = Machine::new(agent.clone(), dir.path(), record.max_memory_mib);
+        let block_devices = BlockDevices::new(machine.clone());
         let volumes = Volumes::default();
-        let shared = Shared { agent, monitor, streams, timeline, directory, network, volumes, block_devices };
+        let shared = Shared { agent, machine, monitor, streams, timeline, directory, network, volumes, block_devices };
         let sandbox = Self { shared: Arc::new(shared), dir, record };
         match sandbox.attach_network().await {
             Ok(()) => Ok(sandbox),
@@ -182,8 +184,7 @@ impl Sandbox {
         let vm = vm_config(config, dir.path(), pending.token(), &interfaces);
         pipe.send(&vm).map_err(|source| SandboxError::Spawn { program: config.monitor.clone(), source })?;
         let agent = bring_up(config, dir.path(), monitor, &mut pending, timeline).await?;
-        let machine = Machine::new(agent.clone(), dir.path(), config.record.max_memory_mib);
-        let network = host.map(|host| Attached::new(host, machine, interfaces));
+        let network = host.map(|host| Attached::new(host, interfaces));
         Ok(Booted { dir, directory, streams, agent, network })
     }
 
@@ -257,10 +258,6 @@ impl Sandbox {
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.shared
-    }
-
-    pub(crate) fn dir(&self) -> &Path {
-        self.dir.path()
     }
 }
 

@@ -27,6 +27,7 @@ pub use memory::MemoryChange;
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A VM that runs, for whoever may use its sockets: its owner, or another process of the same user.
+#[derive(Clone)]
 pub struct Machine {
     agent: AgentClient,
     control: Control,
@@ -81,7 +82,7 @@ impl Limits {
 impl Sandbox {
     /// The VM, to change it.
     pub fn machine(&self) -> Machine {
-        Machine::new(self.shared().agent.clone(), self.dir(), self.record().max_memory_mib)
+        self.shared().machine.clone()
     }
 }
 

@@ -9,13 +9,11 @@ use super::changes::Changes;
 use super::forward::Forwarder;
 use super::{HostNetwork, Interface, Network};
 use crate::error::SandboxError;
-use crate::machine::Machine;
 use crate::sandbox::{Sandbox, Shared};
 
 /// The namespace of a sandbox, and what of it the guest has.
 pub(crate) struct Attached {
     host: HostNetwork,
-    machine: Machine,
     state: Mutex<State>,
 }
 
@@ -30,20 +28,9 @@ struct State {
 
 impl Attached {
     /// `plugged` are the interfaces that the VM starts with.
-    pub(crate) fn new(host: HostNetwork, machine: Machine, plugged: Vec<Interface>) -> Self {
+    pub(crate) fn new(host: HostNetwork, plugged: Vec<Interface>) -> Self {
         let state = State { plugged, connected: Vec::new(), configured: Network::default() };
-        Self { host, machine, state: Mutex::new(state) }
-    }
-
-    async fn unplug_missing(&self, network: &Network, state: &mut State) -> Result<(), SandboxError> {
-        let is_missing = |plugged: &Interface| !network.interfaces.iter().any(|interface| interface.is(plugged));
-        while let Some(at) = state.plugged.iter().position(is_missing) {
-            let gone = state.plugged.remove(at);
-            state.connected.retain(|index| *index != gone.index);
-            let device = gone.device();
-            self.machine.unplug_network(&device.iface_id, &gone.hardware_address.to_string()).await?;
-        }
-        Ok(())
+        Self { host, state: Mutex::new(state) }
     }
 }
 
@@ -80,10 +67,10 @@ impl Shared {
         let Some(attached) = &self.network else { return Ok(()) };
         let mut state = attached.state.lock().await;
         let network = attached.host.survey().await?;
-        attached.unplug_missing(&network, &mut state).await?;
+        self.unplug_missing(&network, &mut state).await?;
         for interface in &network.interfaces {
             if !state.plugged.iter().any(|plugged| plugged.is(interface)) {
-                attached.machine.plug_network(interface.device()).await?;
+                self.machine.plug_network(interface.device()).await?;
                 state.plugged.push(interface.clone());
             }
             if !state.connected.contains(&interface.index) {
@@ -94,6 +81,17 @@ impl Shared {
         if network != state.configured {
             self.configure_network(network.request()).await?;
             state.configured = network;
+        }
+        Ok(())
+    }
+
+    async fn unplug_missing(&self, network: &Network, state: &mut State) -> Result<(), SandboxError> {
+        let is_missing = |plugged: &Interface| !network.interfaces.iter().any(|interface| interface.is(plugged));
+        while let Some(at) = state.plugged.iter().position(is_missing) {
+            let gone = state.plugged.remove(at);
+            state.connected.retain(|index| *index != gone.index);
+            let device = gone.device();
+            self.machine.unplug_network(&device.iface_id, &gone.hardware_address.to_string()).await?;
         }
         Ok(())
     }

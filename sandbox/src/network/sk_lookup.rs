@@ -20,7 +20,7 @@ const BPF_SK_LOOKUP: u32 = 36;
 pub fn take_loopback_connections(namespace: BorrowedFd<'_>, listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let map = create_map()?;
     put(&map, listener)?;
-    let program = load(&program(&map)?)?;
+    let program = load(&program(&map))?;
     attach(&program, namespace)
 }
 
@@ -56,7 +56,7 @@ fn put(map: &OwnedFd, socket: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 /// Instructions in the kernel's encoding (Documentation/bpf/standardization/instruction-set.rst).
-fn program(map: &OwnedFd) -> io::Result<Vec<u64>> {
+fn program(map: &OwnedFd) -> [u64; 23] {
     // Fields of `struct bpf_sk_lookup`.
     const FAMILY: i16 = 8;
     const PROTOCOL: i16 = 12;
@@ -79,9 +79,8 @@ fn program(map: &OwnedFd) -> io::Result<Vec<u64>> {
     const PASS: i32 = 1;
 
     let loopback = i32::from_ne_bytes([127, 0, 0, 1]);
-    let map = i32::try_from(map.as_raw_fd()).map_err(io::Error::other)?;
     // The distance of each jump is to the two last instructions.
-    Ok(vec![
+    [
         instruction(MOVE, 6, 1, 0, 0),
         instruction(LOAD_WORD, 2, 6, PROTOCOL, 0),
         instruction(JUMP_NOT_EQUAL, 2, 0, 18, libc::IPPROTO_TCP),
@@ -90,7 +89,7 @@ fn program(map: &OwnedFd) -> io::Result<Vec<u64>> {
         instruction(LOAD_WORD, 2, 6, LOCAL_IPV4, 0),
         instruction(JUMP_NOT_EQUAL, 2, 0, 14, loopback),
         instruction(STORE_WORD_IMMEDIATE, 10, 0, -4, 0),
-        instruction(LOAD_IMMEDIATE, 1, PSEUDO_MAP_FD, 0, map),
+        instruction(LOAD_IMMEDIATE, 1, PSEUDO_MAP_FD, 0, map.as_raw_fd()),
         0,
         instruction(MOVE, 2, 10, 0, 0),
         instruction(ADD_IMMEDIATE, 2, 0, 0, -4),
@@ -105,7 +104,7 @@ fn program(map: &OwnedFd) -> io::Result<Vec<u64>> {
         instruction(CALL, 0, 0, 0, SK_RELEASE),
         instruction(MOVE_IMMEDIATE, 0, 0, 0, PASS),
         instruction(EXIT, 0, 0, 0, 0),
-    ])
+    ]
 }
 
 fn instruction(code: u8, destination: u8, source: u8, offset: i16, immediate: i32) -> u64 {

@@ -9,8 +9,9 @@ use std::process::Command;
 use std::sync::PoisonError;
 
 use super::engine::Engine;
-use super::grpc::{self, Answer, bytes, first, message, number, text};
+use super::grpc::{self, Answer};
 use super::harness::Containerd;
+use super::message::{Message, bytes, message, number, text};
 use super::network::NETWORK;
 use crate::harness::{Run, wait_for};
 
@@ -76,6 +77,11 @@ impl Cri {
         grpc::call(&self.0, "k8s.io", &format!("runtime.v1.RuntimeService/{method}"), request)
     }
 
+    /// Calls a method that must not fail.
+    pub fn ask(&self, method: &str, request: &[u8]) -> Message {
+        Message::parse(&self.call(method, request).unwrap_or_else(|error| panic!("{method}: {error}")))
+    }
+
     /// `security` are fields of a `LinuxSandboxSecurityContext`.
     pub fn pod(&self, name: &str, annotation: Option<(&str, &str)>, security: &[u8]) -> Result<Pod, String> {
         let metadata = message(&[text(1, name), text(2, name), text(3, "default")]);
@@ -86,7 +92,7 @@ impl Cri {
         let port = bytes(5, &message(&[number(2, CONTAINER_PORT), number(3, HOST_PORT)]));
         let config = message(&[bytes(1, &metadata), text(2, name), logs, port, annotations.unwrap_or_default(), linux]);
         let answer = self.call("RunPodSandbox", &message(&[bytes(1, &config), text(2, RUNTIME)]))?;
-        Ok(Pod { id: String::from_utf8(first(&answer, 1)).unwrap(), config })
+        Ok(Pod { id: Message::parse(&answer).text(1), config })
     }
 
     /// Starts a container that sleeps, with 64 MiB and a directory of the host at `/volume`; returns its identifier.
@@ -96,9 +102,14 @@ impl Cri {
         let image = bytes(2, &text(1, IMAGE));
         let command = message(&[text(3, "sleep"), text(3, "1000")]);
         let config = message(&[bytes(1, &text(1, "c")), image, command, bytes(7, &mount), bytes(15, &linux)]);
-        let request = message(&[text(1, &pod.id), bytes(2, &config), bytes(3, &pod.config)]);
-        let id = String::from_utf8(first(&self.call("CreateContainer", &request).unwrap(), 1)).unwrap();
-        self.call("StartContainer", &text(1, &id)).unwrap();
+        self.start_container(pod, &config)
+    }
+
+    /// Makes and starts a container; returns its identifier.
+    pub fn start_container(&self, pod: &Pod, config: &[u8]) -> String {
+        let request = message(&[text(1, &pod.id), bytes(2, config), bytes(3, &pod.config)]);
+        let id = self.ask("CreateContainer", &request).text(1);
+        self.ask("StartContainer", &text(1, &id));
         id
     }
 
@@ -113,8 +124,7 @@ impl Cri {
 
     pub fn exec(&self, container: &str, script: &str) -> String {
         let command = message(&[text(2, "sh"), text(2, "-c"), text(2, script)]);
-        let answer = self.call("ExecSync", &message(&[text(1, container), command, number(3, 120)])).unwrap();
-        String::from_utf8(first(&answer, 1)).unwrap()
+        self.ask("ExecSync", &message(&[text(1, container), command, number(3, 120)])).text(1)
     }
 
     pub fn remove(&self, pod: &Pod) {

@@ -4,8 +4,7 @@ use std::fs;
 
 use super::cri::{Cri, IMAGE, Pod};
 use super::engine::Engine;
-use super::grpc::{bytes, message, number, text};
-use super::message::Message;
+use super::message::{Message, bytes, message, number, text};
 use crate::harness::wait_for;
 
 const RUNNING: u64 = 1;
@@ -71,11 +70,6 @@ fn containers_of_a_pod_are_told_as_they_are() {
 }
 
 impl Cri {
-    /// Calls a method that must not fail.
-    pub fn ask(&self, method: &str, request: &[u8]) -> Message {
-        Message::parse(&self.call(method, request).unwrap_or_else(|error| panic!("{method}: {error}")))
-    }
-
     /// Starts a container with a log and a limit of memory; returns its identifier.
     pub fn run(&self, pod: &Pod, name: &str, script: &str, memory: u64) -> String {
         let command = message(&[text(3, "sh"), text(3, "-c"), text(3, script)]);
@@ -87,10 +81,7 @@ impl Cri {
             text(11, &format!("{name}.log")),
             bytes(15, &linux),
         ]);
-        let request = message(&[text(1, &pod.id), bytes(2, &config), bytes(3, &pod.config)]);
-        let id = self.ask("CreateContainer", &request).text(1);
-        self.ask("StartContainer", &text(1, &id));
-        id
+        self.start_container(pod, &config)
     }
 
     /// Waits until a container has ended; returns its status.

@@ -1,8 +1,12 @@
 //! The container engines of Debian's suites.
 
+use std::fs::File;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
+
+use crate::harness::prefix;
 
 /// The containerd of one of Debian's suites, and what differs between them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,8 +38,23 @@ impl Engine {
         places.into_iter().find(|path| path.exists()).unwrap_or_else(|| panic!("{name} is not in {directory:?}"))
     }
 
+    /// Starts a daemon that keeps Hull's VMs in `runtime_dir`.
+    pub fn spawn(self, mut command: Command, runtime_dir: &Path, log: File) -> Child {
+        command
+            .env("PATH", format!("{}/bin:{}:/usr/sbin:/sbin", prefix().display(), self.search_path()))
+            .env("HULL_RUNTIME_DIR", runtime_dir)
+            // Two at once in an emulated machine take long.
+            .env("HULL_BOOT_TIMEOUT", "170")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .process_group(0)
+            .spawn()
+            .unwrap()
+    }
+
     /// The `PATH` with which its daemons find its other programs. runc is this machine's own.
-    pub fn search_path(self) -> String {
+    fn search_path(self) -> String {
         let path = std::env::var("PATH").unwrap_or_default();
         match self.directory() {
             Some(directory) => format!("{0}/usr/bin:{0}/usr/sbin:{path}", directory.display()),

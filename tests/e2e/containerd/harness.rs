@@ -2,7 +2,6 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
@@ -15,7 +14,7 @@ use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 use super::engine::Engine;
-use crate::harness::{Run, image_dir, prefix, wait_for};
+use crate::harness::{Run, image_dir, wait_for};
 
 /// Hull's runtime.
 pub const HULL: &str = "io.containerd.kata.v2";
@@ -94,20 +93,9 @@ impl Containerd {
 
     fn launch(&mut self) {
         let log = fs::File::options().create(true).append(true).open(self.path("log")).unwrap();
-        let child = Command::new(self.engine.program("containerd"))
-            .arg("--config")
-            .arg(self.path("config.toml"))
-            .env("PATH", format!("{}/bin:{}", prefix().display(), self.engine.search_path()))
-            .env("HULL_RUNTIME_DIR", self.path("h"))
-            // Two at once in an emulated machine take long.
-            .env("HULL_BOOT_TIMEOUT", "170")
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .process_group(0)
-            .spawn()
-            .unwrap();
-        self.daemon = Some(child);
+        let mut command = Command::new(self.engine.program("containerd"));
+        command.arg("--config").arg(self.path("config.toml"));
+        self.daemon = Some(self.engine.spawn(command, &self.path("h"), log));
         wait_for("containerd to answer", || self.ctr(["version"]).code == Some(0));
     }
 

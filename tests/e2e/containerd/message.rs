@@ -1,6 +1,30 @@
-//! Messages of Protocol Buffers that were received, read by field number.
+//! Messages of Protocol Buffers, written and read by field number.
 
-use super::grpc::take_varint;
+pub fn message(fields: &[Vec<u8>]) -> Vec<u8> {
+    fields.concat()
+}
+
+pub fn text(field: u8, value: &str) -> Vec<u8> {
+    bytes(field, value.as_bytes())
+}
+
+pub fn bytes(field: u8, value: &[u8]) -> Vec<u8> {
+    [varint(u64::from(field) << 3 | 2), varint(value.len().try_into().unwrap()), value.to_vec()].concat()
+}
+
+pub fn number(field: u8, value: u64) -> Vec<u8> {
+    [varint(u64::from(field) << 3), varint(value)].concat()
+}
+
+fn varint(mut value: u64) -> Vec<u8> {
+    let mut encoded = Vec::new();
+    while value >= 0x80 {
+        encoded.push(u8::try_from(value & 0x7f).unwrap() | 0x80);
+        value >>= 7;
+    }
+    encoded.push(u8::try_from(value).unwrap());
+    encoded
+}
 
 /// A message that was received.
 #[derive(Debug, Default)]
@@ -42,8 +66,10 @@ impl Message {
         self.bytes(field).next().map(Self::parse).unwrap_or_default()
     }
 
+    /// A field's text, which must be there.
     pub fn text(&self, field: u64) -> String {
-        self.bytes(field).next().map(|value| String::from_utf8(value.to_vec()).unwrap()).unwrap_or_default()
+        let value = self.bytes(field).next().unwrap_or_else(|| panic!("field {field} is missing: {self:?}"));
+        String::from_utf8(value.to_vec()).unwrap()
     }
 
     /// A field's number; 0, if it is missing.
@@ -60,5 +86,19 @@ impl Message {
             Value::Bytes(value) if *number == field => Some(value.as_slice()),
             _ => None,
         })
+    }
+}
+
+/// Takes a number off the front.
+fn take_varint(message: &mut &[u8]) -> u64 {
+    let (mut value, mut shift) = (0, 0);
+    loop {
+        let byte = message[0];
+        *message = &message[1..];
+        value |= u64::from(byte & 0x7f) << shift;
+        shift += 7;
+        if byte < 0x80 {
+            return value;
+        }
     }
 }

@@ -4,8 +4,9 @@ use std::fs::{self, File};
 use std::path::PathBuf;
 use std::process::Stdio;
 
-use super::grpc::{self, first_number, text};
+use super::grpc;
 use super::harness::{Containerd, HULL, RUNC};
+use super::message::{Message, text};
 use crate::harness::wait_for;
 
 /// Starts a container in the background whose output goes to FIFOs that nobody reads after `ctr` has gone. Its script begins
@@ -39,7 +40,7 @@ fn an_end_is_told_and_deleted_though_nobody_reads_the_output() {
             events.lines().any(|line| line.contains("/tasks/exit") && line.contains(&id))
         });
         let waited = grpc::call(&containerd, "default", "containerd.services.tasks.v1.Tasks/Wait", &text(1, &id));
-        assert_eq!(first_number(&waited.unwrap(), 1), 3, "{runtime}");
+        assert_eq!(Message::parse(&waited.unwrap()).number(1), 3, "{runtime}");
         assert_eq!(containerd.delete_task(&id), Some(3), "{runtime}");
         containerd.ctr(["container", "rm", &id]).ok();
         containerd.assert_nothing_left();

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::cri::Cri;
 use super::engine::Engine;
-use super::grpc::{message, number, text};
+use super::message::{message, number, text};
 
 /// Channels of the first port.
 const DATA: u8 = 0;

@@ -3,8 +3,9 @@
 use std::fs;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::grpc::{self, Answer, bytes, message, text};
+use super::grpc::{self, Answer};
 use super::harness::{Containerd, HULL};
+use super::message::{bytes, message, text};
 use super::pods::{member_flags, member_with, sandbox_with};
 use crate::harness::wait_for;
 

@@ -3,8 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::grpc::{self, bytes, message, text};
+use super::grpc;
 use super::harness::{Containerd, HULL, IMAGE, RUNC};
+use super::message::{bytes, message, text};
 use crate::loop_device::{LoopDevice, attached, file_in, make_ext4};
 
 /// A mount as a snapshotter describes it (`containerd.types.Mount`).

@@ -2,7 +2,6 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -60,22 +59,13 @@ impl Docker {
         });
         fs::write(path("daemon.json"), config.to_string()).unwrap();
         let log = fs::File::create(path("log")).unwrap();
-        let child = Command::new("nsenter")
+        let mut command = Command::new("nsenter");
+        command
             .arg(format!("--net=/run/netns/{}", self.namespace))
             .arg(ENGINE.program("dockerd"))
             .arg("--config-file")
-            .arg(path("daemon.json"))
-            .env("PATH", format!("{}/bin:{}:/usr/sbin:/sbin", prefix().display(), ENGINE.search_path()))
-            .env("HULL_RUNTIME_DIR", path("h"))
-            // Two at once in an emulated machine take long.
-            .env("HULL_BOOT_TIMEOUT", "170")
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .process_group(0)
-            .spawn()
-            .unwrap();
-        self.daemon = Some(child);
+            .arg(path("daemon.json"));
+        self.daemon = Some(ENGINE.spawn(command, &path("h"), log));
         wait_for("Docker to answer", || self.docker(["version"]).code == Some(0));
     }
 
