@@ -5,19 +5,16 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use hull_protocol::{AGENT_PORT, HOST_CID, READY_PORT, Token, agent_ttrpc};
-use tokio::io::AsyncWriteExt;
 use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener, VsockStream};
 use ttrpc::asynchronous::Server;
 use ttrpc::asynchronous::transport::Listener;
 
+use crate::dial::dial;
 use crate::init::watchdog::Watchdog;
 use crate::init::{command_line, mounts, power, system};
 use crate::reaper::Reaper;
 use crate::service::Service;
 use crate::{cgroup, sys};
-
-/// Longest wait for the host to take the ready message.
-const READY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Runs the agent. Returns only on a failure, and then the kernel panics because PID 1 ends.
 pub fn main(started_ns: u64) -> u8 {
@@ -79,19 +76,9 @@ async fn tell_ready() -> Result<()> {
         eprintln!("hull-agent: no boot token on the kernel command line; nobody is told");
         return Ok(());
     };
-    tokio::time::timeout(READY_TIMEOUT, send_ready(token))
-        .await
-        .context("ready message timed out")?
-        .with_context(|| format!("send the ready message to host port {READY_PORT}"))
+    send_ready(token).await.with_context(|| format!("send the ready message to host port {READY_PORT}"))
 }
 
 async fn send_ready(token: Token) -> std::io::Result<()> {
     dial(READY_PORT, token).await?.shutdown(std::net::Shutdown::Both)
-}
-
-/// Connects to a port of the host and opens with a token that it issued.
-pub async fn dial(port: u32, token: Token) -> std::io::Result<VsockStream> {
-    let mut stream = VsockStream::connect(VsockAddr::new(HOST_CID, port)).await?;
-    stream.write_all(token.as_bytes()).await?;
-    Ok(stream)
 }

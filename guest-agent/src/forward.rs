@@ -8,10 +8,10 @@ use hull_protocol::{STREAM_PORT, Token, agent};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::agent::dial;
+use crate::dial::dial;
 use crate::failure::{Context, Failure};
 
-/// Longest wait for either end.
+/// Longest wait for the port.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Connects to a port of the loopback address and joins it with a stream until both sides have closed.
@@ -22,10 +22,7 @@ pub async fn port(request: &agent::ForwardPortRequest) -> Result<(), Failure> {
         Ok(connection) => connection,
         Err(error) => return Err(Failure::precondition(format!("port {port}: {error}"))),
     };
-    let mut outside = timeout(CONNECT_TIMEOUT, dial(STREAM_PORT, token))
-        .await
-        .context("open the stream")?
-        .context("open the stream")?;
+    let mut outside = dial(STREAM_PORT, token).await.context("open the stream")?;
     tokio::spawn(async move {
         // However it ends, both are closed then.
         let _ = tokio::io::copy_bidirectional(&mut inside, &mut outside).await;

@@ -26,6 +26,7 @@ mod agent;
 mod cgroup;
 mod container;
 mod container_init;
+mod dial;
 mod failure;
 mod forward;
 mod helper;

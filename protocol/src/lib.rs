@@ -33,6 +33,9 @@ pub const READY_PORT: u32 = 1024;
 /// Host port for the standard streams of processes.
 pub const STREAM_PORT: u32 = 1025;
 
+/// Connections from the guest that have not sent their [`Token`] yet and that the host keeps, the newest ones.
+pub const MAX_UNPROVEN: usize = 128;
+
 /// Tag of the sandbox's shared directory, where the file systems of its containers appear (virtio-fs).
 pub const SHARE_TAG: &str = "hull";
 

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use hull_protocol::Token;
+use hull_protocol::{MAX_UNPROVEN, Token};
 use tokio::io::AsyncReadExt;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::oneshot;
@@ -20,8 +20,6 @@ use tokio::time::timeout;
 use crate::error::SandboxError;
 use crate::random;
 
-/// Connections that have not sent their token yet.
-const MAX_UNPROVEN: usize = 32;
 /// How long a connection may take to send its token.
 const TOKEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Tokens that are waited for at the same time.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{SFlag, fstat};
 use nix::unistd::{dup2_stdin, dup2_stdout, setsid};
 use tokio::signal::unix::{SignalKind, signal};
@@ -28,9 +29,13 @@ const FIRST_TASK: Duration = Duration::from_secs(60);
 /// How long answers that are under way may take to reach containerd.
 const FAREWELL: Duration = Duration::from_secs(2);
 
+/// Most open files. A process with its three standard streams takes six; nothing in the shim is sized by it.
+const MAX_FILES: u64 = 1 << 16;
+
 /// Runs the daemon to its end.
 pub fn serve(args: Args) -> anyhow::Result<()> {
     let (listener, mut starter) = take_over()?;
+    raise_file_limit();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let bundle = Bundle::open(&args.bundle).map_err(anyhow::Error::from);
     let (runtime, bundle) = match (runtime.context("starting the event loop"), bundle) {
@@ -67,6 +72,13 @@ fn take_over() -> anyhow::Result<(UnixListener, File)> {
     setsid().context("making a session")?;
     listener.set_nonblocking(true)?;
     Ok((listener, starter))
+}
+
+/// As far as it may; with what there was before, fewer processes find room.
+fn raise_file_limit() {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, soft.max(MAX_FILES.min(hard)), hard);
+    }
 }
 
 async fn run(args: Args, listener: UnixListener, mut starter: File) -> anyhow::Result<()> {

@@ -208,15 +208,6 @@ fn hung_up() -> io::Error {
     io::ErrorKind::BrokenPipe.into()
 }
 
-/// Writes all bytes.
-pub async fn write_all(sink: &Fd, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        let count = write(sink, bytes).await?;
-        bytes = bytes.get(count..).unwrap_or_default();
-    }
-    Ok(())
-}
-
 /// Whether the descriptor is ready for one of `wanted` now.
 fn ready(fd: &Fd, wanted: PollFlags) -> bool {
     let mut fds = [PollFd::new(fd.get_ref().as_fd(), wanted)];

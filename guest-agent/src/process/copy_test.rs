@@ -3,6 +3,15 @@ use std::os::unix::net::UnixStream;
 
 use super::*;
 
+/// Writes all bytes.
+async fn write_all(sink: &Fd, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let count = write(sink, bytes).await?;
+        bytes = bytes.get(count..).unwrap_or_default();
+    }
+    Ok(())
+}
+
 fn fd(fd: impl Into<OwnedFd>) -> Fd {
     crate::sys::register(fd.into()).expect("register")
 }

@@ -1,21 +1,13 @@
 //! Standard streams: one vsock connection to the host for each, opened with the token that the host issued for it.
 
-use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::time::Duration;
+use std::os::fd::{AsFd as _, OwnedFd};
 
-use hull_protocol::{HOST_CID, STREAM_PORT, Token, agent};
-use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, VsockAddr, connect, getsockopt, socket, sockopt};
+use hull_protocol::{STREAM_PORT, Token, agent};
 use tokio::io::unix::AsyncFd;
-use tokio::time::timeout;
 
+use crate::dial::dial;
 use crate::failure::{Context, Failure};
-use crate::process::copy;
 use crate::sys;
-
-/// Longest wait for the host to accept a stream.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The host's ends of a process's standard streams; `None` where the host wants none.
 pub struct Streams {
@@ -30,11 +22,12 @@ pub struct Streams {
 impl Streams {
     /// Dials the host once for each stream that has a token.
     pub async fn open(tokens: &agent::Streams) -> Result<Self, Failure> {
-        Ok(Self {
-            stdin: open("stdin", &tokens.stdin).await?,
-            stdout: open("stdout", &tokens.stdout).await?,
-            stderr: open("stderr", &tokens.stderr).await?,
-        })
+        let (stdin, stdout, stderr) = tokio::try_join!(
+            open("stdin", &tokens.stdin),
+            open("stdout", &tokens.stdout),
+            open("stderr", &tokens.stderr)
+        )?;
+        Ok(Self { stdin, stdout, stderr })
     }
 }
 
@@ -43,26 +36,10 @@ async fn open(name: &str, token: &[u8]) -> Result<Option<AsyncFd<OwnedFd>>, Fail
         return Ok(None);
     }
     let token = Token::try_from(token).map_err(|error| Failure::invalid(format!("{name}: {error}")))?;
-    let stream = timeout(CONNECT_TIMEOUT, dial(token))
-        .await
-        .context(format!("open the stream for {name}"))?
-        .context(format!("open the stream for {name}"))?;
-    Ok(Some(stream))
-}
-
-async fn dial(token: Token) -> io::Result<AsyncFd<OwnedFd>> {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let socket = socket(AddressFamily::Vsock, SockType::Stream, flags, None)?;
-    match connect(socket.as_raw_fd(), &VsockAddr::new(HOST_CID, STREAM_PORT)) {
-        Ok(()) | Err(Errno::EINPROGRESS) => {}
-        Err(error) => return Err(error.into()),
-    }
-    let socket = sys::register(socket)?;
-    drop(socket.writable().await?);
-    match getsockopt(socket.get_ref(), sockopt::SocketError)? {
-        0 => {}
-        error => return Err(io::Error::from_raw_os_error(error)),
-    }
-    copy::write_all(&socket, token.as_bytes()).await?;
-    Ok(socket)
+    let failed = || format!("open the stream for {name}");
+    let stream = dial(STREAM_PORT, token).await.context(failed())?;
+    let own = stream.as_fd().try_clone_to_owned().context(failed())?;
+    // Registered anew below: a descriptor is waited for in one way only.
+    drop(stream);
+    Ok(Some(sys::register(own).context(failed())?))
 }

@@ -4,7 +4,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::harness::{Containerd, HULL};
-use crate::harness::wait_for;
+use crate::harness::{soak, wait_for};
 
 fn kill_one(pids: &[i32]) {
     assert_eq!(pids.len(), 1, "{pids:?}");
@@ -55,6 +55,31 @@ fn a_shim_and_its_vm_killed_together_leave_nothing() {
     kill_one(&shims);
     wait_for("the task to go", || containerd.task(&id).is_none());
     containerd.ctr(["container", "rm", &id]).ok();
+    containerd.assert_nothing_left();
+}
+
+#[test]
+fn a_guest_that_panics_ends_its_container_with_137_and_the_cause_is_in_the_log() {
+    let containerd = Containerd::start();
+    // A container that may do all: a process that wants too much is its kernel's end.
+    let script = "echo 2 >/proc/sys/vm/panic_on_oom && tail /dev/zero";
+    let run = containerd.run(HULL, &["--privileged", "--memory-limit", "67108864"], &["sh", "-c", script]);
+    assert_eq!(run.code, Some(137), "{run:?}");
+    assert!(containerd.log().contains("guest kernel panicked"), "the cause");
+    containerd.assert_nothing_left();
+}
+
+#[test]
+fn a_restarted_containerd_finds_all_its_pods() {
+    let mut containerd = Containerd::start();
+    let ids: Vec<_> = (0..(2 * soak()).min(10)).map(|_| containerd.detached(HULL, &[], "sleep 600")).collect();
+    containerd.restart();
+    for id in &ids {
+        assert_eq!(containerd.ctr(["task", "exec", "--exec-id", "e", id, "echo", "alive"]).ok(), "alive\n");
+    }
+    for id in &ids {
+        containerd.remove(id);
+    }
     containerd.assert_nothing_left();
 }
 

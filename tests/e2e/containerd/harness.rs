@@ -217,10 +217,22 @@ impl Containerd {
 
     /// Kills a container and deletes it with its task.
     pub fn remove(&self, id: &str) {
+        self.end(id);
+        self.ctr(["container", "rm", id]).ok();
+    }
+
+    /// As [`Containerd::remove`], of a container that may not have come into being.
+    pub fn forget(&self, id: &str) {
+        self.end(id);
+        if self.ctr(["container", "ls", "--quiet"]).ok().lines().any(|line| line == id) {
+            self.ctr(["container", "rm", id]).ok();
+        }
+    }
+
+    fn end(&self, id: &str) {
         self.ctr(["task", "kill", "--signal", "KILL", id]);
         wait_for(&format!("{id} to end"), || self.task(id).is_none_or(|(_, status)| status == "STOPPED"));
         self.ctr(["task", "rm", id]);
-        self.ctr(["container", "rm", id]).ok();
     }
 
     /// Processes named `name` that belong to this containerd.

@@ -11,6 +11,7 @@ mod full_disk;
 mod grpc;
 pub mod harness;
 mod images;
+mod kills;
 mod many;
 mod message;
 mod network;
