@@ -54,7 +54,7 @@ fn call(vm: &Started, port: u32) -> BufReader<UnixStream> {
     let mut socket = BufReader::new(socket);
     let mut line = String::new();
     socket.read_line(&mut line).unwrap();
-    assert!(line.starts_with("OK "), "{line:?}");
+    assert!(line.starts_with("OK "), "{line:?}: {}", vm.console());
     socket
 }
 
@@ -106,7 +106,7 @@ fn much_data_goes_both_ways_and_arrives_whole() {
 #[test]
 fn many_streams_live_at_once_in_both_directions() {
     let count = streams_at_once();
-    let vm = vm(&format!("ulimit -n 4096; vsock echo 2000 >/dev/console & say $(vsock many 1000 {count} 2>&1); wait"));
+    let vm = vm(&format!("ulimit -n 4096; vsock echo 2000 >/dev/console 2>&1 & say $(vsock many 1000 {count} 2>&1); wait"));
     let path = vm.path("v_1000");
     let listener = UnixListener::bind(&path).unwrap();
     let echo = thread::spawn(move || {

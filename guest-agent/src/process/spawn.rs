@@ -14,7 +14,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::Pid;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, oneshot, watch};
 use ttrpc::Code;
 
 use crate::cgroup;
@@ -66,9 +66,14 @@ impl StartGate {
     }
 }
 
+/// Processes that are being started at the same time. Making a child takes the agent's one thread for a moment; behind
+/// hundreds of them a stream would wait longer for its first bytes than the host does.
+static STARTING: Semaphore = Semaphore::const_new(8);
+
 impl Spawn<'_> {
     /// Starts the process. It executes its command when it is told to (a container) or at once (others).
     pub async fn run(self) -> Result<(Process, StartGate), Failure> {
+        let _permit = STARTING.acquire().await.context("wait for others to start")?;
         let streams = Streams::open(self.streams).await?;
         let spawning = self.reaper.spawning();
 
