@@ -30,7 +30,7 @@ use crate::volume::Watch;
 pub use hull_protocol::agent::{ContainerStatsResponse as ContainerStats, DeviceIo};
 
 /// How long the agent may take to connect the streams of a process that it has made.
-const STREAM_TIMEOUT: Duration = Duration::from_secs(10);
+const STREAM_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What the agent needs to make a container.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -26,7 +26,7 @@ fn streams_at_once() -> u32 {
 }
 
 fn vm(init: &str) -> Vm {
-    let vm = Vm::with_init(init).add_file("bin/vsock", Path::new(TOOL)).control().memory_mib(128);
+    let vm = Vm::with_init(init).add_file("bin/vsock", Path::new(TOOL)).control().memory_mib(256);
     let vsock = json!({ "guest_cid": 3, "uds_path": vm.path("v") });
     vm.set("/vsock", vsock)
 }
@@ -106,7 +106,8 @@ fn much_data_goes_both_ways_and_arrives_whole() {
 #[test]
 fn many_streams_live_at_once_in_both_directions() {
     let count = streams_at_once();
-    let vm = vm(&format!("ulimit -n 4096; vsock echo 2000 >/dev/console 2>&1 & say $(vsock many 1000 {count} 2>&1); wait"));
+    let vm =
+        vm(&format!("ulimit -n 4096; vsock echo 2000 >/dev/console 2>&1 & say $(vsock many 1000 {count} 2>&1); wait"));
     let path = vm.path("v_1000");
     let listener = UnixListener::bind(&path).unwrap();
     let echo = thread::spawn(move || {
@@ -130,7 +131,7 @@ fn many_streams_live_at_once_in_both_directions() {
     }
     for (number, call) in (0..count).zip(&mut calls) {
         let mut answer = [0; 4];
-        call.read_exact(&mut answer).unwrap();
+        call.read_exact(&mut answer).unwrap_or_else(|error| panic!("stream {number}: {error}: {}", vm.console()));
         assert_eq!(u32::from_le_bytes(answer), number);
     }
     drop(calls);

@@ -71,9 +71,9 @@ fn bring(containerd: &Containerd, phase: Phase, victim: Victim) -> (String, Vec<
     match phase {
         Phase::Starting | Phase::Booting | Phase::Running => (),
         Phase::Exec => {
-            under_way.push(spawn(&["task", "exec", "--exec-id", "e", &id, "sleep", "600"]));
+            under_way.push(spawn(&["task", "exec", "--exec-id", "e", &id, "sh", "-c", "touch /up; exec sleep 600"]));
             wait_for("the second process", || {
-                containerd.ctr(["task", "exec", "--exec-id", "p", &id, "pidof", "-s", "sleep"]).code == Some(0)
+                containerd.ctr(["task", "exec", "--exec-id", "p", &id, "test", "-e", "/up"]).code == Some(0)
             });
         }
         Phase::Stopping => drop(containerd.ctr(["task", "kill", &id]).ok()),
