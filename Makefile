@@ -29,11 +29,16 @@ export HULL_TEST_IMAGES ?= $(images)
 build: programs kernel initramfs ## Build everything into build/, laid out like an installation (the default)
 
 .PHONY: setup
-setup: ## Install the Debian packages that are missing (as root; otherwise say which)
-	@tests/setup.sh
+setup: ## Install the Debian packages that are missing for all of this (as root; otherwise say which)
+	@tests/setup.sh test
+
+# Only what is needed for that: on a machine that is to run Hull, nothing that only tests use.
+.PHONY: setup-build setup-run
+setup-build setup-run:
+	@tests/setup.sh $(@:setup-%=%)
 
 .PHONY: programs
-programs: setup
+programs: setup-build
 	$(CARGO) build --release --locked --workspace --exclude hull-agent
 	$(CARGO) build --profile small --locked --package hull-shim
 	@mkdir -p build/bin
@@ -41,12 +46,12 @@ programs: setup
 		name=$$(basename "$$program"); install -m 755 "$$program" "build/bin/.$$name"; mv "build/bin/.$$name" "build/bin/$$name"; done
 
 .PHONY: kernel
-kernel: setup
+kernel: setup-build
 	@mkdir -p build/lib/hull
 	@kernel=$$(kernel-config/build.sh); cmp -s "$$kernel" build/lib/hull/vmlinux || install -m 644 "$$kernel" build/lib/hull/vmlinux
 
 .PHONY: initramfs
-initramfs: setup
+initramfs: setup-build
 	$(CARGO) build --profile small --locked --package hull-agent
 	@mkdir -p build/lib/hull
 	@rootfs/build.sh "$(agent)" build/lib/hull/initramfs.cpio
@@ -56,7 +61,7 @@ run: build images ## Build, then run a container in a microVM and look around in
 	@tests/run.sh --timeout 300 tests/demo.sh
 
 .PHONY: images
-images: setup
+images: setup-run
 	@for name in busybox layers python redis; do tests/images/cached.sh "$$name" "$(HULL_TEST_IMAGES)/$$name"; done
 
 # Beside those that are installed; they come from the network.
@@ -106,7 +111,8 @@ install: ## Install what `make build` built: make install PREFIX=/usr/local [DES
 	install -d "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)$(PREFIX)/lib/hull" "$(DESTDIR)$(PREFIX)/share/doc/hull" "$(DESTDIR)$(configuration)"
 	install -m 755 $(addprefix build/bin/,$(programs)) "$(DESTDIR)$(PREFIX)/bin"
 	install -m 644 build/lib/hull/vmlinux build/lib/hull/initramfs.cpio "$(DESTDIR)$(PREFIX)/lib/hull"
-	install -m 644 README.md CHANGELOG.md LICENSE docs/containerd.md docs/kubernetes.md "$(DESTDIR)$(PREFIX)/share/doc/hull"
+	install -m 644 README.md CHANGELOG.md CONTRIBUTING.md LICENSE "$(DESTDIR)$(PREFIX)/share/doc/hull"
+	cp -r --no-preserve=mode,ownership docs deploy "$(DESTDIR)$(PREFIX)/share/doc/hull"
 	install -m 644 shim/config.toml.example "$(DESTDIR)$(configuration)"
 	install -d "$(DESTDIR)$(PREFIX)/share/hull/deploy/containerd" "$(DESTDIR)$(PREFIX)/share/hull/deploy/kubernetes"
 	install -m 644 deploy/containerd/*.toml "$(DESTDIR)$(PREFIX)/share/hull/deploy/containerd"

@@ -17,6 +17,7 @@ program=$("${CARGO:-cargo}" test --release --locked -p hull-tests --no-run --mes
 # The testbed is about ten times slower than hardware.
 run=("$here/run.sh" --timeout "${HULL_E2E_TIMEOUT:-3000}" "$program")
 mapfile -t tests < <("$program" "$@" --list --format terse | sed -n 's/: test$//p')
+[ "${#tests[@]}" -gt 0 ] || { echo "e2e: no test is called $*" >&2; exit 2; }
 parts=$(nproc)
 [ "$parts" -le 4 ] || parts=4
 [ "$parts" -le "${#tests[@]}" ] || parts=${#tests[@]}

@@ -1,46 +1,55 @@
 #!/usr/bin/env bash
-# Installs what is needed to build and test Hull on Debian 12 and is not there yet. Changes nothing when all is there.
-# Without root it prints the one command to run.
+# Installs what is needed on Debian 12 and is not there yet. Changes nothing when all is there, and removes nothing: where a
+# package is in the way of another, apt says so and this ends. Without root it prints the one command to run.
+#   setup.sh build|run|test   each with what is needed for those before it
 set -euo pipefail
 
-# package | what for
+case ${1:-test} in
+  build) stages=build ;;
+  run) stages="build run" ;;
+  test) stages="build run test" ;;
+  *) echo "usage: setup.sh [build|run|test]" >&2; exit 2 ;;
+esac
+readonly stages
+
+# package | first needed for: build, run (images and testbed), test | what for
 packages=$(cat <<'LIST'
-build-essential    | C compiler and make: guest kernel, testbed, C code in Rust crates
-pkg-config         | guest kernel: finds libelf
-libelf-dev         | guest kernel (objtool)
-libseccomp-dev     | guest agent: seccomp filters of containers, linked statically
-libcap-ng-dev      | monitor: rights of the thread that serves shared directories, linked statically
-linux-source-6.12  | source of the guest kernel
-xz-utils           | unpacks the kernel source
-flex               | guest kernel configuration
-bison              | guest kernel configuration
-bc                 | guest kernel
-cpio               | initramfs of guest and testbed
-busybox-static     | test image; testbed
-qemu-system-x86    | testbed: emulated machine with AMD-V; peer in the benchmark
-linux-image-amd64  | testbed: its kernel, with kvm_amd and 9p
-kmod               | testbed: finds kernel modules and their dependencies
-mmdebstrap         | test image with Debian and Python
-uidmap             | test image with Debian, made without root
-erofs-utils        | tests: fsck.erofs checks the images that Hull writes; disks with programs for guests
-e2fsprogs          | tests: a guest makes an ext4 file system, the host checks it
-fio                | tests: a guest writes to a disk with many requests at once, and verifies
-qemu-utils         | tests: qemu-img makes qcow2 images
-util-linux         | tests: losetup, for block devices and direct I/O
-acpica-tools       | tests: iasl reads the ACPI tables of a VM
-curl               | tests: talks to the control API as people do
-docker-registry    | tests: a real registry to pull from
-skopeo             | tests: pushes images to it
-containerd         | tests: runs containers with Hull as its runtime
-runc               | tests: containerd's own runtime, with which Hull is compared
-iperf3             | tests: traffic between guest and host
-containernetworking-plugins | tests: containers of containerd in a network of CNI
-iptables           | tests: ports that Docker and CNI publish
-redis-tools        | tests: redis-benchmark talks to a Redis in a container
-ethtool            | tests: offloads of network interfaces
-iproute2           | tests: tap interfaces, traffic control
-passt              | tests: the peer of a network interface without a tap
-shellcheck         | make lint
+build-essential    | build | C compiler and make: guest kernel, testbed, C code in Rust crates
+pkg-config         | build | guest kernel: finds libelf
+libelf-dev         | build | guest kernel (objtool)
+libseccomp-dev     | build | guest agent: seccomp filters of containers, linked statically
+libcap-ng-dev      | build | monitor: rights of the thread that serves shared directories, linked statically
+linux-source-6.12  | build | source of the guest kernel
+xz-utils           | build | unpacks the kernel source
+flex               | build | guest kernel configuration
+bison              | build | guest kernel configuration
+bc                 | build | guest kernel
+cpio               | build | initramfs of guest and testbed
+busybox-static     | run   | test image; testbed
+qemu-system-x86    | run   | testbed: emulated machine with AMD-V; peer in the benchmark
+linux-image-amd64  | run   | testbed: its kernel, with kvm_amd and 9p
+kmod               | run   | testbed: finds kernel modules and their dependencies
+mmdebstrap         | run   | test image with Debian and Python
+uidmap             | run   | test image with Debian, made without root
+erofs-utils        | test  | fsck.erofs checks the images that Hull writes; disks with programs for guests
+e2fsprogs          | test  | a guest makes an ext4 file system, the host checks it
+fio                | test  | a guest writes to a disk with many requests at once, and verifies
+qemu-utils         | test  | qemu-img makes qcow2 images
+util-linux         | test  | losetup, for block devices and direct I/O
+acpica-tools       | test  | iasl reads the ACPI tables of a VM
+curl               | test  | talks to the control API as people do
+docker-registry    | test  | a real registry to pull from
+skopeo             | test  | pushes images to it
+containerd         | test  | runs containers with Hull as its runtime
+runc               | test  | containerd's own runtime, with which Hull is compared
+iperf3             | test  | traffic between guest and host
+containernetworking-plugins | test | containers of containerd in a network of CNI
+iptables           | test  | ports that Docker and CNI publish
+redis-tools        | test  | redis-benchmark talks to a Redis in a container
+ethtool            | test  | offloads of network interfaces
+iproute2           | test  | tap interfaces, traffic control
+passt              | test  | the peer of a network interface without a tap
+shellcheck         | test  | make lint
 LIST
 )
 readonly packages
@@ -48,9 +57,10 @@ readonly rust_minimum=1.88
 
 missing=()
 check_packages() {
-  local name reason
-  while IFS='|' read -r name reason; do
+  local name stage reason
+  while IFS='|' read -r name stage reason; do
     name=${name// /}
+    [[ " $stages " == *" ${stage// /} "* ]] || continue
     # Root makes the image without user namespaces.
     [ "$name" != uidmap ] || [ "$(id -u)" != 0 ] || continue
     [ "$(dpkg-query -W -f '${db:Status-Status}' "$name" 2>/dev/null || true)" = installed ] && continue
@@ -60,7 +70,7 @@ check_packages() {
 }
 
 install_packages() {
-  local command=(apt-get install --quiet --yes --no-install-recommends "${missing[@]}")
+  local command=(apt-get install --quiet --yes --no-remove --no-install-recommends "${missing[@]}")
   if [ "$(id -u)" != 0 ]; then
     printf 'setup: run this, then make again:\n\n  sudo apt-get update && sudo %s\n\n' "${command[*]}"
     exit 1

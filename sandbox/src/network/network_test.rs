@@ -1,5 +1,6 @@
 //! In real network namespaces, as root; without, only what needs none.
 
+use std::io::Write as _;
 use std::process::Command;
 
 use super::*;
@@ -11,7 +12,7 @@ impl TestNamespace {
     /// `None` without root's rights, with a word on standard error.
     fn new(name: &str) -> Option<Self> {
         if !nix::unistd::geteuid().is_root() {
-            eprintln!("SKIPPED: network namespaces take root");
+            let _ = writeln!(io::stderr(), "SKIPPED: network namespaces take root");
             return None;
         }
         let this = Self(format!("hull-test-{name}-{}", std::process::id()));

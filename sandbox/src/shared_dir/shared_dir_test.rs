@@ -1,5 +1,6 @@
 //! Each test mounts in a mount namespace of its own; without the right to make one it is skipped.
 
+use std::io::Write as _;
 use std::os::unix::fs::symlink;
 
 use nix::sched::{CloneFlags, unshare};
@@ -25,7 +26,7 @@ fn in_own_namespace(test: impl FnOnce(&Path) + Send) {
         thread.join().unwrap()
     });
     if !alone {
-        eprintln!("SKIPPED: no right to make a mount namespace");
+        let _ = writeln!(io::stderr(), "SKIPPED: no right to make a mount namespace");
     }
 }
 

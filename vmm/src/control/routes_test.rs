@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests stop at the first surprise")]
 
+use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -76,7 +77,7 @@ impl Bench {
     /// Configures a kernel that does nothing, and starts it. False, said loudly, where there is no KVM.
     pub(super) fn start(&self, test: &str) -> bool {
         if let Err(error) = System::open_checked() {
-            eprintln!("SKIPPED {test}: {error}");
+            let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {error}");
             return false;
         }
         let kernel = self.file("kernel", &idle_kernel());
@@ -278,7 +279,11 @@ fn a_start_that_fails_leaves_everything_ready_for_another() {
     assert!(message.contains("missing") && message.contains("No such file"), "{message}");
     assert_eq!(bench.ok("GET", "/", json!({}))["state"], "Not started");
     if System::open_checked().is_err() {
-        return eprintln!("SKIPPED rest of a_start_that_fails_leaves_everything_ready_for_another: no KVM");
+        let _ = writeln!(
+            std::io::stderr(),
+            "SKIPPED rest of a_start_that_fails_leaves_everything_ready_for_another: no KVM"
+        );
+        return;
     }
 
     let kernel = bench.file("kernel", &idle_kernel());

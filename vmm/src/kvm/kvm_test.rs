@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests stop at the first surprise")]
 
+use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use vm_memory::GuestAddress;
@@ -23,7 +24,7 @@ fn system(test: &str) -> Option<System> {
     match System::open_checked() {
         Ok(system) => Some(system),
         Err(error) => {
-            eprintln!("SKIPPED {test}: {error}");
+            let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {error}");
             None
         }
     }
@@ -219,7 +220,10 @@ fn statistics_count_exits_where_the_kernel_has_them() {
     let Some(system) = system("statistics_count_exits_where_the_kernel_has_them") else { return };
     let mut guest = guest(&system, &[0xe4, 0x60, OUT[0], OUT[1]]);
     let Some(statistics) = guest.vcpu.statistics() else {
-        eprintln!("SKIPPED statistics_count_exits_where_the_kernel_has_them: no KVM_GET_STATS_FD");
+        let _ = writeln!(
+            std::io::stderr(),
+            "SKIPPED statistics_count_exits_where_the_kernel_has_them: no KVM_GET_STATS_FD"
+        );
         return;
     };
     guest.vcpu.run().unwrap();

@@ -1,6 +1,7 @@
 //! Each test has a network namespace of its own, with a pair of virtual Ethernet devices; without the right to make one it is
 //! skipped.
 
+use std::io::Write as _;
 use std::path::Path;
 
 use hull_protocol::agent::{ConfigureNetworkRequest, IpNetwork, NetworkInterface};
@@ -43,7 +44,7 @@ fn in_own_network(test: impl FnOnce(&Sys) + Send) {
         thread.join().unwrap()
     });
     if !alone {
-        eprintln!("SKIPPED: no right to make a network namespace with devices");
+        let _ = writeln!(io::stderr(), "SKIPPED: no right to make a network namespace with devices");
     }
 }
 

@@ -1,6 +1,7 @@
 //! Engines, many requests at once, several queues, clearing, limits, and changes while requests are in flight.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation, reason = "tests")]
 
+use std::io::Write as _;
 use std::os::unix::fs::FileExt;
 
 use super::blk_test::{Disk, IOERR, OK, SECTORS, UNSUPP, image};
@@ -35,7 +36,7 @@ fn is_possible(name: &str, change: fn(&mut BlockConfig)) -> bool {
     let block = super::Block::new(&config);
     let possible = block.is_ok_and(|block| (block.control().engine() == EngineKind::Async) == config.asynchronous);
     if !possible {
-        eprintln!("SKIPPED: {name} is not possible on this machine or file system");
+        let _ = writeln!(std::io::stderr(), "SKIPPED: {name} is not possible on this machine or file system");
     }
     possible
 }

@@ -93,6 +93,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
 
     use std::fs::File;
+    use std::io::Write as _;
     use std::os::fd::AsFd;
     use std::os::unix::fs::symlink;
 
@@ -116,7 +117,7 @@ mod tests {
         });
         let reads = inside.join().unwrap();
         if rights & SYS_CHROOT == 0 {
-            eprintln!("SKIPPED the part about the root directory: no CAP_SYS_CHROOT");
+            let _ = writeln!(io::stderr(), "SKIPPED the part about the root directory: no CAP_SYS_CHROOT");
         } else {
             assert!(reads.iter().all(|read| read.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::NotFound)));
         }

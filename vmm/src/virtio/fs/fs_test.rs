@@ -1,6 +1,7 @@
 //! A share through its rings: what a guest that follows the rules gets.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation, reason = "tests")]
 
+use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt, symlink};
 
 use super::test_guest::{Guest, ROOT, config, create_body, mkdir_body, mknod_body, op, text, truncate_body, u64_at};
@@ -241,7 +242,7 @@ fn open_at(path: &std::path::Path) -> usize {
 #[test]
 fn identifiers_are_mapped() {
     if !nix::unistd::geteuid().is_root() {
-        eprintln!("SKIPPED: only root can give files to others");
+        let _ = writeln!(std::io::stderr(), "SKIPPED: only root can give files to others");
         return;
     }
     let range = |guest, host| vec![IdRange { guest, host, count: 10 }];

@@ -7,6 +7,7 @@
 )]
 
 use std::error::Error;
+use std::io::Write as _;
 use std::net::UdpSocket;
 use std::os::fd::{AsRawFd, IntoRawFd};
 use std::process::Command;
@@ -50,7 +51,8 @@ pub(super) fn own_network() -> bool {
     if possible {
         wait_until_gone();
     } else {
-        eprintln!("SKIPPED: no right to make a network namespace and a tap, or no tun driver");
+        let _ =
+            writeln!(std::io::stderr(), "SKIPPED: no right to make a network namespace and a tap, or no tun driver");
     }
     possible
 }

@@ -1,6 +1,7 @@
 //! The network device whose frames the host's kernel moves. Where the kernel can't, a test says so.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests stop at the first surprise")]
 
+use std::io::Write as _;
 use std::net::UdpSocket;
 use std::path::Path;
 use std::time::Duration;
@@ -22,7 +23,10 @@ fn vhost(pairs: u16) -> NetConfig {
 fn possible() -> bool {
     let possible = own_network() && Path::new("/dev/vhost-net").exists();
     if !possible {
-        eprintln!("SKIPPED: no right to make a network namespace and a tap, or no vhost-net driver");
+        let _ = writeln!(
+            std::io::stderr(),
+            "SKIPPED: no right to make a network namespace and a tap, or no vhost-net driver"
+        );
     }
     possible
 }
@@ -54,7 +58,8 @@ fn without_the_driver_the_error_names_the_field() {
         return;
     }
     if Path::new("/dev/vhost-net").exists() {
-        return eprintln!("SKIPPED: this host has vhost-net");
+        let _ = writeln!(std::io::stderr(), "SKIPPED: this host has vhost-net");
+        return;
     }
     let error = one_line(&Net::new(&vhost(1)).err().unwrap());
     assert!(error.starts_with("Interface eth0: Field vhost: there is no /dev/vhost-net"), "{error}");
