@@ -34,6 +34,7 @@ mod identifier;
 mod init;
 mod layout;
 mod machine;
+mod names;
 mod process;
 mod reaper;
 mod sandbox;

@@ -16,6 +16,7 @@ use crate::failure::Failure;
 use crate::init::watchdog::Watchdog;
 use crate::init::{clock, power};
 use crate::machine::Machine;
+use crate::names::Names;
 use crate::process::Exit;
 use crate::reaper::Reaper;
 use crate::{forward, sandbox, sys};
@@ -30,6 +31,7 @@ pub struct Service(Arc<State>);
 struct State {
     containers: Registry,
     machine: Machine,
+    names: Names,
     watchdog: Option<Arc<Watchdog>>,
     started_ns: u64,
     ready_ns: AtomicU64,
@@ -43,6 +45,7 @@ impl Service {
         Self(Arc::new(State {
             containers: Registry::new(reaper, program),
             machine: Machine::new(),
+            names: Names::default(),
             watchdog,
             started_ns,
             ready_ns: AtomicU64::new(0),
@@ -235,6 +238,15 @@ impl agent_ttrpc::Agent for Service {
 
     async fn forward_port(&self, _: &TtrpcContext, request: agent::ForwardPortRequest) -> Result<agent::Empty> {
         forward::port(&request).await?;
+        Ok(agent::Empty::new())
+    }
+
+    async fn next_name_query(&self, _: &TtrpcContext, _: agent::Empty) -> Result<agent::NameQuery> {
+        Ok(self.0.names.next().await?)
+    }
+
+    async fn answer_name_query(&self, _: &TtrpcContext, answer: agent::NameAnswer) -> Result<agent::Empty> {
+        self.0.names.answer(answer);
         Ok(agent::Empty::new())
     }
 

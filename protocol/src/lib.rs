@@ -36,6 +36,12 @@ pub const STREAM_PORT: u32 = 1025;
 /// Connections from the guest that have not sent their [`Token`] yet and that the host keeps, the newest ones.
 pub const MAX_UNPROVEN: usize = 128;
 
+/// Where Docker's containers find its resolver.
+pub const RESOLVER: std::net::Ipv4Addr = std::net::Ipv4Addr::new(127, 0, 0, 11);
+
+/// Longest name query or answer, in bytes (RFC 1035, section 4.2.2).
+pub const MAX_NAME_MESSAGE_BYTES: usize = 65_535;
+
 /// Tag of the sandbox's shared directory, where the file systems of its containers appear (virtio-fs).
 pub const SHARE_TAG: &str = "hull";
 

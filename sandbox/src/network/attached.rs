@@ -7,7 +7,8 @@ use tokio::sync::Mutex;
 
 use super::changes::Changes;
 use super::forward::Forwarder;
-use super::{HostNetwork, Interface, Network};
+use super::namespace::Namespace;
+use super::{HostNetwork, Interface, Network, names};
 use crate::error::SandboxError;
 use crate::sandbox::{Sandbox, Shared};
 
@@ -24,13 +25,20 @@ struct State {
     connected: Vec<u32>,
     /// What the guest was told last.
     configured: Network,
+    /// The guest's name queries are passed on.
+    has_names: bool,
 }
 
 impl Attached {
     /// `plugged` are the interfaces that the VM starts with.
     pub(crate) fn new(host: HostNetwork, plugged: Vec<Interface>) -> Self {
-        let state = State { plugged, connected: Vec::new(), configured: Network::default() };
+        let state = State { plugged, connected: Vec::new(), configured: Network::default(), has_names: false };
         Self { host, state: Mutex::new(state) }
+    }
+
+    /// The namespace.
+    pub(super) fn namespace(&self) -> &Namespace {
+        &self.host.0
     }
 }
 
@@ -63,7 +71,7 @@ impl Sandbox {
 }
 
 impl Shared {
-    async fn update_network(&self) -> Result<(), SandboxError> {
+    async fn update_network(self: &Arc<Self>) -> Result<(), SandboxError> {
         let Some(attached) = &self.network else { return Ok(()) };
         let mut state = attached.state.lock().await;
         let network = attached.host.survey().await?;
@@ -81,6 +89,11 @@ impl Shared {
         if network != state.configured {
             self.configure_network(network.request()).await?;
             state.configured = network;
+        }
+        // It comes with the first network that has names.
+        if !state.has_names && attached.host.has_resolver().await? {
+            state.has_names = true;
+            tokio::spawn(names::serve(Arc::downgrade(self)));
         }
         Ok(())
     }

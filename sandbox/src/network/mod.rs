@@ -4,11 +4,13 @@
 //! hardware address, MTU, addresses and routes. Between the two is a tap that the monitor, which runs in the namespace, makes:
 //! traffic control redirects what arrives at the interface to the tap and the other way round, so that the namespace's own
 //! network stack takes no part. The tap disappears with the monitor. What changes in the namespace while the VM runs changes in the guest.
-//! Connections of host processes to the namespace's loopback address are passed to the guest's.
+//! Connections of host processes to the namespace's loopback address are passed to the guest's, and the guest's queries for Docker's
+//! resolver to that of the namespace.
 
 mod attached;
 mod changes;
 mod forward;
+mod names;
 mod namespace;
 mod sk_lookup;
 mod survey;
@@ -62,6 +64,12 @@ pub enum NetworkError {
     /// The monitor has not made the tap, or it is gone.
     #[error("There is no tap {0} in the network namespace")]
     NoTap(String),
+    /// The namespace's resolver for names can't be asked.
+    #[error("The resolver of the network namespace can't be asked")]
+    Resolver {
+        /// Why.
+        source: io::Error,
+    },
 }
 
 /// What a namespace's interfaces look like, and so the guest's.

@@ -116,6 +116,8 @@ fn networks_reach_containers_also_while_they_run() {
     let has_second = || docker.exec("server", "ip -4 -o addr show").contains(&format!(" {second}/"));
     wait_for("the second network to reach the guest", has_second);
     assert_eq!(fetch(&["--network", "second"], &format!("http://{second}")).ok(), "hello\n");
+    assert_eq!(fetch(&["--network", "second"], "http://server").ok(), "hello\n", "by its name");
+    assert_eq!(docker.exec("server", "wget -q -O- http://server"), "hello\n", "a name, since it has that network");
     docker.docker(["restart", "--time", "1", "server"]).ok();
     assert!(has_second(), "a restarted container has both from the start");
     assert_eq!(docker.get("http://127.0.0.1:8080"), "hello\n", "the port is published again");
