@@ -29,8 +29,12 @@ use crate::volume::Watch;
 
 pub use hull_protocol::agent::{ContainerStatsResponse as ContainerStats, DeviceIo};
 
+const SIGKILL: u32 = libc::SIGKILL.unsigned_abs();
+
 /// How long the agent may take to connect the streams of a process that it has made.
 const STREAM_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long it may take to end and forget a process that nobody wants.
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What the agent needs to make a container.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -216,17 +220,15 @@ impl Sandbox {
         request.streams = MessageField::some(expected.message());
         request.terminal_size = io.terminal.map(TerminalSize::message).into();
         let context = ttrpc::context::with_duration(CREATE_TIMEOUT);
-        shared.call("CreateContainer", CREATE_TIMEOUT, shared.agent.create_container(context, &request)).await?;
-        shared.timeline.mark("container created");
-        let init = Process { shared: Arc::clone(shared), container_id: request.container_id, exec_id: String::new() };
-        let streams = match expected.connected(shared).await {
-            Ok(streams) => streams,
-            Err(error) => {
-                // The error is the one to tell; without the container nothing uses the mounts, which go now.
-                let _ = init.delete(true).await;
-                return Err(error);
-            }
+        let create = async {
+            shared.call("CreateContainer", CREATE_TIMEOUT, shared.agent.create_container(context, &request)).await?;
+            shared.timeline.mark("container created");
+            expected.connected(shared).await
         };
+        let made = create.await;
+        let init = Process { shared: Arc::clone(shared), container_id: request.container_id, exec_id: String::new() };
+        // Without the container nothing uses the mounts, which go now.
+        let streams = init.unless_failed(made).await?;
         if let Some(volumes) = host.as_ref().and_then(|host| host.volumes.as_ref()) {
             volumes.container_is_there().await;
         }
@@ -270,13 +272,14 @@ impl Container {
             ..Default::default()
         };
         let context = ttrpc::context::with_duration(CREATE_TIMEOUT);
-        shared.call("ExecProcess", CREATE_TIMEOUT, shared.agent.exec_process(context, &request)).await?;
-        let streams = expected.connected(shared).await?;
-        let process = Process {
-            shared: Arc::clone(shared),
-            container_id: self.init.container_id.clone(),
-            exec_id: exec_id.into(),
+        let exec = async {
+            shared.call("ExecProcess", CREATE_TIMEOUT, shared.agent.exec_process(context, &request)).await?;
+            expected.connected(shared).await
         };
+        let made = exec.await;
+        let (container_id, exec_id) = (self.init.container_id.clone(), exec_id.to_owned());
+        let process = Process { shared: Arc::clone(shared), container_id, exec_id };
+        let streams = process.unless_failed(made).await?;
         Ok((process, streams))
     }
 
@@ -433,6 +436,37 @@ impl Process {
         let call = self.shared.agent.close_stdin(context(), &request);
         self.shared.call("CloseStdin", CALL_TIMEOUT, call).await?;
         Ok(())
+    }
+
+    /// Ends it and forgets it, a container with all of its processes, as far as the guest does so within some seconds: for
+    /// one that nobody wants.
+    pub async fn discard(&self) {
+        let discard = async {
+            if !self.exec_id.is_empty() {
+                self.signal(SIGKILL, false).await?;
+                self.wait_for_end().await?;
+            }
+            self.delete(true).await
+        };
+        match timeout(DISCARD_TIMEOUT, discard).await {
+            Ok(Ok(())) => (),
+            Ok(Err(error)) => tracing::debug!(%error, "a process that nobody wants was not deleted in the guest"),
+            Err(_) => tracing::warn!("a process that nobody wants may run on in the guest"),
+        }
+    }
+
+    /// What came of the request to make it. One that may be there although the request failed is discarded; the error is the
+    /// one to tell.
+    async fn unless_failed(&self, made: Result<ProcessStreams, SandboxError>) -> Result<ProcessStreams, SandboxError> {
+        let may_be_there = match &made {
+            Err(SandboxError::StreamMissing(_)) => true,
+            Err(SandboxError::Agent(error)) => error.kind == AgentErrorKind::TimedOut,
+            _ => false,
+        };
+        if may_be_there {
+            self.discard().await;
+        }
+        made
     }
 
     /// Forgets it after its end.

@@ -94,11 +94,25 @@ struct Manners {
     other_version: bool,
     no_streams: bool,
     refuse_create: bool,
+    too_slow: bool,
 }
 
 struct FakeAgent {
     dir: PathBuf,
     manners: Manners,
+}
+
+impl FakeAgent {
+    /// What it was asked to do, a line each.
+    fn note(&self, line: std::fmt::Arguments<'_>) {
+        let mut notes = fs::File::options().append(true).create(true).open(notes(&self.dir)).unwrap();
+        std::io::Write::write_all(&mut notes, format!("{line}\n").as_bytes()).unwrap();
+    }
+}
+
+/// Beside the directory of the sandbox, which goes away with it.
+fn notes(sandbox_dir: &Path) -> PathBuf {
+    sandbox_dir.ancestors().nth(2).unwrap().join("notes")
 }
 
 #[async_trait]
@@ -123,6 +137,9 @@ impl Agent for FakeAgent {
             let status = ttrpc::get_status(ttrpc::Code::NOT_FOUND, text);
             return Err(ttrpc::Error::RpcStatus(status));
         }
+        if self.manners.too_slow {
+            return Err(ttrpc::Error::RpcStatus(ttrpc::get_status(ttrpc::Code::DEADLINE_EXCEEDED, "")));
+        }
         if !self.manners.no_streams {
             for (token, text) in [(&request.streams.stdout, "out"), (&request.streams.stderr, "err")] {
                 let mut stream = UnixStream::connect(self.dir.join("v_1025")).await.unwrap();
@@ -134,6 +151,24 @@ impl Agent for FakeAgent {
     }
 
     async fn start_container(&self, _: &TtrpcContext, _: StartContainerRequest) -> ttrpc::Result<Empty> {
+        Ok(Empty::default())
+    }
+
+    async fn exec_process(&self, _: &TtrpcContext, request: ExecProcessRequest) -> ttrpc::Result<ExecProcessResponse> {
+        match request.exec_id.as_str() {
+            "slow" => Err(ttrpc::Error::RpcStatus(ttrpc::get_status(ttrpc::Code::DEADLINE_EXCEEDED, ""))),
+            "taken" => Err(ttrpc::Error::RpcStatus(ttrpc::get_status(ttrpc::Code::ALREADY_EXISTS, "taken"))),
+            _ => Ok(ExecProcessResponse::default()),
+        }
+    }
+
+    async fn signal_process(&self, _: &TtrpcContext, request: SignalProcessRequest) -> ttrpc::Result<Empty> {
+        self.note(format_args!("signal {} {}", request.signal, request.exec_id));
+        Ok(Empty::default())
+    }
+
+    async fn delete_container(&self, _: &TtrpcContext, request: DeleteContainerRequest) -> ttrpc::Result<Empty> {
+        self.note(format_args!("delete {} {}", request.container_id, request.exec_id));
         Ok(Empty::default())
     }
 
@@ -296,6 +331,29 @@ async fn streams_that_are_never_connected_are_named() {
     assert!(matches!(error, SandboxError::StreamMissing("standard output")), "{error}");
     sandbox.shutdown().await;
     scene.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn what_may_be_there_although_it_was_not_made_is_discarded_in_the_guest() {
+    let scene = sleeping();
+    let sandbox = booted(&scene, Manners { too_slow: true, ..Manners::default() }).await.unwrap();
+    let Err(SandboxError::Agent(error)) = sandbox.create_container(container("late")).await else {
+        panic!("too slow");
+    };
+    assert_eq!(error.kind, AgentErrorKind::TimedOut);
+    sandbox.shutdown().await;
+
+    let sandbox = booted(&scene, Manners::default()).await.unwrap();
+    let (container, _streams) = sandbox.create_container(container("c")).await.unwrap();
+    let io = ProcessIo { stdin: false, terminal: None };
+    for exec_id in ["mute", "slow", "taken"] {
+        assert!(container.exec(exec_id, "{}".into(), "", io).await.is_err());
+    }
+    drop(container);
+    sandbox.shutdown().await;
+    let noted = fs::read_to_string(notes(&scene.sandbox_dir())).unwrap();
+    let expected = "delete late \nsignal 9 mute\ndelete c mute\nsignal 9 slow\ndelete c slow\n";
+    assert_eq!(noted, expected, "the one whose name was taken is another's");
 }
 
 #[tokio::test]
