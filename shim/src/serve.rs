@@ -51,6 +51,8 @@ pub fn serve(args: Args) -> anyhow::Result<()> {
     if let Some(address) = address {
         address.remove();
     }
+    // From here on another process can serve the same container.
+    let served = served.map(|shim| runtime.block_on(shim.loggers.ended()));
     // What still blocks a thread is output for somebody who doesn't read.
     runtime.shutdown_background();
     served
@@ -81,7 +83,7 @@ fn raise_file_limit() {
     }
 }
 
-async fn run(args: Args, listener: UnixListener, mut starter: File) -> anyhow::Result<()> {
+async fn run(args: Args, listener: UnixListener, mut starter: File) -> anyhow::Result<Arc<Shim>> {
     let listener = tokio::net::UnixListener::from_std(listener).context("serving")?;
     let mut terminate = signal(SignalKind::terminate()).context("catching signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("catching signals")?;
@@ -109,5 +111,5 @@ async fn run(args: Args, listener: UnixListener, mut starter: File) -> anyhow::R
     // The answer to Shutdown is among what may be under way.
     let _ = timeout(FAREWELL, server.shutdown()).await;
     tracing::debug!("the shim ends");
-    Ok(())
+    Ok(Arc::clone(&shim))
 }

@@ -11,6 +11,7 @@ use nix::unistd::Pid;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe::{Receiver, Sender};
 use tokio::process::{Child, Command};
+use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::Owner;
@@ -21,15 +22,41 @@ const READY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long it may take to end when the output has ended, before and after a request to do so.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Longest time from the end of the output to the end of the program that took it.
+const LONGEST_END: Duration = Duration::from_secs(11);
+
+/// The programs that run, for this process to end after them: it would take them with it.
+#[derive(Debug)]
+pub struct Loggers(watch::Sender<()>);
+
 /// A running program.
 #[derive(Debug)]
-pub struct Logger(Child);
+pub struct Logger {
+    child: Child,
+    /// One of the programs that run, as long as it exists.
+    _running: watch::Receiver<()>,
+}
 
 /// A program that is ready, and the container's ends of its pipes.
 pub struct Started {
     pub logger: Logger,
     pub stdout: Sender,
     pub stderr: Sender,
+}
+
+impl Default for Loggers {
+    fn default() -> Self {
+        Self(watch::Sender::new(()))
+    }
+}
+
+impl Loggers {
+    /// Waits until all have ended. What they were to write must have ended before: then it is a matter of seconds.
+    pub async fn ended(&self) {
+        if timeout(LONGEST_END, self.0.closed()).await.is_err() {
+            tracing::warn!("a program for logs does not end");
+        }
+    }
 }
 
 impl Logger {
@@ -51,7 +78,11 @@ impl Logger {
         let child = command.spawn()?;
         // Closes this process's copies, so that the program's end can be seen.
         drop(command);
-        let started = Started { logger: Self(child), stdout: sender(stdout)?, stderr: sender(stderr)? };
+        let started = Started {
+            logger: Self { child, _running: owner.loggers.0.subscribe() },
+            stdout: sender(stdout)?,
+            stderr: sender(stderr)?,
+        };
         let mut ready = Receiver::from_owned_fd(OwnedFd::from(ready))?;
         match timeout(READY_TIMEOUT, ready.read(&mut [0])).await {
             Ok(Ok(_)) => Ok(started),
@@ -62,14 +93,14 @@ impl Logger {
 
     /// Waits for its end after the output's; it is asked to end, and then made to, when it takes too long.
     pub async fn finish(mut self) {
-        if timeout(END_TIMEOUT, self.0.wait()).await.is_ok() {
+        if timeout(END_TIMEOUT, self.child.wait()).await.is_ok() {
             return;
         }
-        if let Some(pid) = self.0.id().and_then(|pid| i32::try_from(pid).ok()) {
+        if let Some(pid) = self.child.id().and_then(|pid| i32::try_from(pid).ok()) {
             let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
         }
-        if timeout(END_TIMEOUT, self.0.wait()).await.is_err() {
-            let _ = self.0.start_kill();
+        if timeout(END_TIMEOUT, self.child.wait()).await.is_err() {
+            let _ = self.child.start_kill();
         }
     }
 }

@@ -20,6 +20,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use logger::Logger;
+pub use logger::Loggers;
 use pump::Stage;
 use uri::Target;
 
@@ -70,6 +71,8 @@ pub struct Owner<'a> {
     pub namespace: &'a str,
     /// The container.
     pub container_id: &'a str,
+    /// Those programs.
+    pub loggers: &'a Loggers,
 }
 
 /// Opened ends on the host's side.

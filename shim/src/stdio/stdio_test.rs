@@ -10,7 +10,6 @@ use tokio::time::timeout;
 use super::*;
 
 const SOON: Duration = Duration::from_secs(20);
-const OWNER: Owner<'_> = Owner { namespace: "default", container_id: "c" };
 
 struct Ends {
     dir: tempfile::TempDir,
@@ -48,9 +47,27 @@ fn streams() -> (ProcessStreams, Guest) {
     (streams, Guest { stdin: a, stdout: b, stderr: c })
 }
 
+fn owner(loggers: &Loggers) -> Owner<'_> {
+    Owner { namespace: "default", container_id: "c", loggers }
+}
+
 async fn start(stdio: &Stdio) -> (Pumps, Guest) {
+    start_with(stdio, &Loggers::default()).await
+}
+
+async fn start_with(stdio: &Stdio, loggers: &Loggers) -> (Pumps, Guest) {
     let (streams, guest) = streams();
-    (stdio.open(OWNER).await.unwrap().connect(streams), guest)
+    (stdio.open(owner(loggers)).await.unwrap().connect(streams), guest)
+}
+
+/// A program for logs, and what it writes to.
+fn logger(dir: &tempfile::TempDir, text: &str) -> (Stdio, std::path::PathBuf) {
+    use std::os::unix::fs::PermissionsExt;
+    let (script, result) = (dir.path().join("log"), dir.path().join("result"));
+    std::fs::write(&script, format!("#!/bin/sh\nexec 5>&-\n{text}\n")).unwrap();
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let stdout = format!("binary://{}?{}", script.display(), result.display());
+    (Stdio { stdout, ..Stdio::default() }, result)
 }
 
 #[tokio::test]
@@ -171,14 +188,9 @@ async fn files_take_both_streams_behind_what_they_hold() {
 
 #[tokio::test]
 async fn a_program_gets_both_streams_and_knows_whose_they_are() {
-    use std::os::unix::fs::PermissionsExt;
     let dir = tempfile::tempdir().unwrap();
-    let (script, result) = (dir.path().join("log"), dir.path().join("result"));
-    let text = "#!/bin/sh\nexec 5>&-\n{ echo $CONTAINER_NAMESPACE $CONTAINER_ID; cat <&3; cat <&4; } >$1\n";
-    std::fs::write(&script, text).unwrap();
-    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let stdout = format!("binary://{}?{}", script.display(), result.display());
-    let (pumps, mut guest) = start(&Stdio { stdout, ..Stdio::default() }).await;
+    let (stdio, result) = logger(&dir, "{ echo $CONTAINER_NAMESPACE $CONTAINER_ID; cat <&3; cat <&4; } >$1");
+    let (pumps, mut guest) = start(&stdio).await;
     guest.stdout.write_all(b"out ").await.unwrap();
     guest.stderr.write_all(b"err").await.unwrap();
     drop(guest);
@@ -187,11 +199,26 @@ async fn a_program_gets_both_streams_and_knows_whose_they_are() {
 }
 
 #[tokio::test]
+async fn a_program_that_is_slow_to_write_is_waited_for_also_without_its_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let (stdio, result) = logger(&dir, "text=$(cat <&3); sleep 1; echo $text >$1");
+    let loggers = Loggers::default();
+    timeout(SOON, loggers.ended()).await.unwrap();
+    let (pumps, mut guest) = start_with(&stdio, &loggers).await;
+    guest.stdout.write_all(b"last words").await.unwrap();
+    drop(guest);
+    pumps.finish(Duration::from_millis(100)).await;
+    drop(pumps);
+    timeout(SOON, loggers.ended()).await.unwrap();
+    assert_eq!(std::fs::read_to_string(result).unwrap(), "last words\n");
+}
+
+#[tokio::test]
 async fn what_can_not_be_opened_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let open = async |stdout: &str| {
         let stdio = Stdio { stdout: stdout.into(), ..Stdio::default() };
-        stdio.open(OWNER).await.unwrap_err().to_string()
+        stdio.open(owner(&Loggers::default())).await.unwrap_err().to_string()
     };
     let missing = dir.path().join("none");
     assert!(open(missing.to_str().unwrap()).await.contains("none"));

@@ -19,7 +19,7 @@ use crate::config::{Config, ConfigError, RuntimeOptions};
 use crate::error::TaskError;
 use crate::events::Event;
 use crate::log;
-use crate::stdio::{Owner, Stdio};
+use crate::stdio::Stdio;
 use crate::vm::{self, Limits, Vm};
 
 /// Creates a task; the answer is the process identifier that stands for it.
@@ -88,7 +88,7 @@ async fn make(
         // The VM is all that the pod's sandbox is for; its image has a program that only sleeps.
         return Ok(Task::new(&request.id, path, pid, Arc::new(Process::new("", stdio)), None).with_hooks(hooks));
     }
-    let owner = Owner { namespace: &shim.args.namespace, container_id: &request.id };
+    let owner = shim.owner(&request.id);
     let opened = stdio.open(owner).await.map_err(|error| TaskError::invalid(crate::error::one_line(&error)))?;
     let claim = budget.add(&request.id, Limits::of_container(&spec)).await?;
     let container = BundleContainer {

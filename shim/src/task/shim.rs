@@ -15,6 +15,7 @@ use super::process::Process;
 use crate::args::Args;
 use crate::error::TaskError;
 use crate::events::EventQueue;
+use crate::stdio::{Loggers, Owner};
 use crate::vm::Vm;
 
 /// Bound on the containers of a pod, and on the processes of a container.
@@ -29,6 +30,8 @@ pub struct Shim {
     pub events: EventQueue,
     /// The VM, while there is one. Who makes a container in it reads; who makes or ends it writes.
     pub vm: RwLock<Option<Vm>>,
+    /// Programs that take the output of processes.
+    pub loggers: Loggers,
     tasks: Mutex<HashMap<String, Slot>>,
     finished: watch::Sender<bool>,
     /// A task was asked for.
@@ -78,10 +81,16 @@ impl Shim {
             args,
             events,
             vm: RwLock::default(),
+            loggers: Loggers::default(),
             tasks: Mutex::default(),
             finished: watch::Sender::new(false),
             used: AtomicBool::new(false),
         }
+    }
+
+    /// Whose the streams of a task's processes are.
+    pub fn owner<'a>(&'a self, container_id: &'a str) -> Owner<'a> {
+        Owner { namespace: &self.args.namespace, container_id, loggers: &self.loggers }
     }
 
     fn slots(&self) -> MutexGuard<'_, HashMap<String, Slot>> {

@@ -10,7 +10,6 @@ use super::shim::{Exec, Shim, Task};
 use super::watch;
 use crate::error::{TaskError, one_line};
 use crate::events::Event;
-use crate::stdio::Owner;
 
 /// Starts a process; the answer is the process identifier that stands for it.
 pub async fn start(shim: Arc<Shim>, request: StartRequest) -> Result<u32, TaskError> {
@@ -47,8 +46,7 @@ async fn start_exec(shim: &Arc<Shim>, task: &Arc<Task>, exec: &Exec) -> Result<(
     created(process, &process.exec_id)?;
     task.init.running(&task.id)?;
     let stdio = &process.stdio;
-    let owner = Owner { namespace: &shim.args.namespace, container_id: &task.id };
-    let opened = stdio.open(owner).await.map_err(|error| TaskError::invalid(one_line(&error)))?;
+    let opened = stdio.open(shim.owner(&task.id)).await.map_err(|error| TaskError::invalid(one_line(&error)))?;
     let io = ProcessIo { stdin: stdio.has_stdin(), terminal: stdio.terminal.then(TerminalSize::default) };
     let started = task.container()?.exec(&process.exec_id, exec.spec.clone(), "", io).await;
     let (guest, streams) = started.map_err(TaskError::making)?;
