@@ -133,6 +133,11 @@ impl Event {
         &self.0.message
     }
 
+    /// It tells the end of a process.
+    pub fn is_exit(&self) -> bool {
+        self.0.topic == topics::TASK_EXIT_EVENT_TOPIC
+    }
+
     /// It is the very same event.
     pub fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)

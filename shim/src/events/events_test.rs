@@ -82,6 +82,22 @@ async fn the_queue_is_bounded_and_the_oldest_give_way() {
     assert_eq!(queue.lock().len(), MAX_WAITING);
 }
 
+#[test]
+fn ends_of_processes_give_way_to_nothing_that_a_guest_can_repeat() {
+    let queue = EventQueue::default();
+    queue.push(Event::start("c", 1));
+    queue.push(Event::exit("c", "e", 1, &crate::task::Exit::now(0)));
+    for _ in 0..MAX_WAITING {
+        queue.push(Event::oom("c"));
+    }
+    assert_eq!(queue.lock().len(), MAX_WAITING);
+    assert_eq!(queue.topics()[..2], ["/tasks/exit", "/tasks/oom"]);
+    for _ in 0..MAX_WAITING + 1 {
+        queue.push(Event::exit("c", "e", 1, &crate::task::Exit::now(0)));
+    }
+    assert_eq!(queue.lock().len(), MAX_WAITING, "even of them there is no end otherwise");
+}
+
 #[tokio::test]
 async fn without_a_socket_a_program_publishes() {
     use std::os::unix::fs::PermissionsExt;

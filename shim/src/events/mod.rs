@@ -19,7 +19,8 @@ use crate::args::Args;
 pub use event::Event;
 use transport::{Failed, Transport};
 
-/// Most events that wait. Then the oldest give way: after a long absence containerd asks for the state anyway.
+/// Most events that wait. Then the oldest give way, ends of processes last: after a long absence containerd asks for the state
+/// anyway, but somebody may wait for an end.
 const MAX_WAITING: usize = 2048;
 /// How long events may take to be handed over when the shim ends.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -70,7 +71,8 @@ impl EventQueue {
         tracing::debug!(topic = event.topic(), "event");
         let mut waiting = self.lock();
         if waiting.len() >= MAX_WAITING {
-            waiting.pop_front();
+            let oldest = waiting.iter().position(|event| !event.is_exit()).unwrap_or(0);
+            waiting.remove(oldest);
             tracing::warn!("containerd takes no events; the oldest is dropped");
         }
         waiting.push_back(event);
@@ -80,6 +82,12 @@ impl EventQueue {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<Event>> {
         self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What waits, the oldest first.
+    #[cfg(test)]
+    pub fn topics(&self) -> Vec<&'static str> {
+        self.lock().iter().map(Event::topic).collect()
     }
 
     /// The oldest event; it stays in the queue.
