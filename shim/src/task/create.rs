@@ -24,9 +24,7 @@ use crate::vm::{self, Limits, Vm};
 
 /// Creates a task; the answer is the process identifier that stands for it.
 pub async fn create(shim: Arc<Shim>, request: CreateTaskRequest) -> Result<u32, TaskError> {
-    if !request.checkpoint.is_empty() {
-        return Err(TaskError::unimplemented("Hull makes no checkpoints of containers, and can't start from one"));
-    }
+    refuse_others(&request)?;
     let reservation = shim.reserve(&request.id)?;
     let bundle = Bundle::open(Path::new(&request.bundle)).map_err(|error| TaskError::internal(&error))?;
     let spec = bundle.spec().map_err(|error| TaskError::invalid(crate::error::one_line(&error)))?;
@@ -38,12 +36,16 @@ pub async fn create(shim: Arc<Shim>, request: CreateTaskRequest) -> Result<u32, 
         log::set_level(config.log_level);
         vm::start(&shim, &request.id, &bundle, &spec, &role, &config).await?;
     }
-    let task = match make(&shim, &request, &bundle, spec, &role).await {
-        Ok(task) => Arc::new(task),
+    let Some(pid) = shim.monitor_pid().await else { return Err(vm_has_ended()) };
+    let hooks = TaskHooks::new(&request.id, bundle.path(), pid, &spec);
+    let task = match make(&shim, &request, &bundle, spec, &role, &hooks).await {
+        Ok(task) => Arc::new(task.with_hooks(hooks)),
         Err(error) => {
             if owns_vm {
                 shim.end_vm().await;
             }
+            // What the hooks before it have made goes too.
+            hooks.after_delete().await;
             return Err(error);
         }
     };
@@ -58,6 +60,19 @@ pub async fn create(shim: Arc<Shim>, request: CreateTaskRequest) -> Result<u32, 
     Ok(task.pid)
 }
 
+/// What can't be done must not be left out silently.
+fn refuse_others(request: &CreateTaskRequest) -> Result<(), TaskError> {
+    if !request.checkpoint.is_empty() {
+        return Err(TaskError::unimplemented("Hull makes no checkpoints of containers, and can't start from one"));
+    }
+    match request.rootfs.iter().find(|mount| !mount.target.is_empty()) {
+        Some(mount) => {
+            Err(TaskError::invalid(format!("A mount can only be the container's root, not {}", mount.target)))
+        }
+        None => Ok(()),
+    }
+}
+
 /// What this host's configuration, containerd's options and the container's annotations say of the VM.
 fn configuration(request: &CreateTaskRequest, spec: &Spec) -> Result<Config, ConfigError> {
     Config::load(&RuntimeOptions::from_any(request.options.as_ref())?)?.for_spec(spec)
@@ -69,11 +84,10 @@ async fn make(
     bundle: &Bundle,
     spec: Spec,
     role: &Role,
+    hooks: &TaskHooks,
 ) -> Result<Task, TaskError> {
     let guard = shim.vm.read().await;
-    let Some(Vm { sandbox, budget, .. }) = guard.as_ref() else {
-        return Err(TaskError::precondition("The pod's VM has ended"));
-    };
+    let Some(Vm { sandbox, budget, .. }) = guard.as_ref() else { return Err(vm_has_ended()) };
     let stdio = Stdio {
         stdin: request.stdin.clone(),
         stdout: request.stdout.clone(),
@@ -82,11 +96,10 @@ async fn make(
     };
     let pid = sandbox.record().monitor_pid;
     let path = bundle.path().to_owned();
-    let hooks = TaskHooks::new(&request.id, &path, pid, &spec);
     hooks.before_create(sandbox).await?;
     if *role == Role::Sandbox {
         // The VM is all that the pod's sandbox is for; its image has a program that only sleeps.
-        return Ok(Task::new(&request.id, path, pid, Arc::new(Process::new("", stdio)), None).with_hooks(hooks));
+        return Ok(Task::new(&request.id, path, pid, Arc::new(Process::new("", stdio)), None));
     }
     let owner = shim.owner(&request.id);
     let opened = stdio.open(owner).await.map_err(|error| TaskError::invalid(crate::error::one_line(&error)))?;
@@ -102,7 +115,11 @@ async fn make(
     let container = Arc::new(container);
     let init = Process::new("", stdio);
     init.enter(Guest::Init(Arc::clone(&container)), opened.connect(streams));
-    Ok(Task::new(&request.id, path, pid, Arc::new(init), Some(container)).with_hooks(hooks))
+    Ok(Task::new(&request.id, path, pid, Arc::new(init), Some(container)))
+}
+
+fn vm_has_ended() -> TaskError {
+    TaskError::precondition("The pod's VM has ended")
 }
 
 /// The snapshotter's mounts; without any, the directory that the specification names, relative to its bundle.

@@ -142,6 +142,11 @@ impl Shim {
         slots.is_empty()
     }
 
+    /// The process of the VM's monitor, while there is a VM.
+    pub async fn monitor_pid(&self) -> Option<u32> {
+        Some(self.vm.read().await.as_ref()?.sandbox.record().monitor_pid)
+    }
+
     /// Ends the VM, if there is one, and returns when nothing of it is left.
     pub async fn end_vm(&self) {
         let vm = self.vm.write().await.take();

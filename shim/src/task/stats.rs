@@ -17,6 +17,10 @@ const METRICS: &str = "io.containerd.cgroups.v2.Metrics";
 /// What the task uses: a container in its guest, a pod's sandbox on the host.
 pub async fn stats(shim: &Shim, id: &str) -> Result<StatsResponse, TaskError> {
     let task = shim.task(id)?;
+    if task.init.exit().is_some() {
+        // The host may have given the monitor's number to another process.
+        return Err(TaskError::not_found(format!("Task {id} has ended: it uses nothing")));
+    }
     let metrics = match &task.container {
         Some(container) => of_container(container.stats().await?),
         None => of_vm(vm::usage(task.pid).map_err(|error| TaskError::internal(&error))?),
