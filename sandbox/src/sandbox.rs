@@ -242,6 +242,11 @@ impl Sandbox {
         self.shutdown().await
     }
 
+    /// Asks the VM to end, so that nobody waits for its guest any more; [`Sandbox::shutdown`] sees to it.
+    pub fn terminate(&self) {
+        self.shared.monitor.terminate();
+    }
+
     /// Ends the VM at once and returns when its process and its directory are gone. Writable disks may lose what the guest
     /// has not written back.
     pub async fn shutdown(self) -> Arc<VmEnd> {

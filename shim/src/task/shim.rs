@@ -63,6 +63,8 @@ pub struct Task {
     pub hooks: TaskHooks,
     /// Its processes stand still.
     pub paused: AtomicBool,
+    /// Somebody looks after its end since it was killed.
+    pub killed: AtomicBool,
     execs: Mutex<HashMap<String, Arc<Exec>>>,
 }
 
@@ -120,6 +122,13 @@ impl Shim {
         }
     }
 
+    /// Nobody wants the task any more. One that is still being made is deleted when it is there.
+    pub fn give_up(&self, id: &str) {
+        if let Some(Slot::Creating { unwanted }) = self.slots().get_mut(id) {
+            *unwanted = true;
+        }
+    }
+
     /// The task and, unless `exec_id` is empty, its other process.
     pub fn process(&self, id: &str, exec_id: &str) -> Result<(Arc<Task>, Arc<Process>), TaskError> {
         let task = self.task(id)?;
@@ -149,8 +158,13 @@ impl Shim {
 
     /// Ends the VM, if there is one, and returns when nothing of it is left.
     pub async fn end_vm(&self) {
-        let vm = self.vm.write().await.take();
-        if let Some(Vm { sandbox, cgroup, .. }) = vm {
+        // Whoever makes a container in it waits for its guest, and lets go of it now.
+        if let Some(vm) = self.vm.read().await.as_ref() {
+            vm.sandbox.terminate();
+        }
+        // Kept to the end: nobody else finds it gone before it is.
+        let mut vm = self.vm.write().await;
+        if let Some(Vm { sandbox, cgroup, .. }) = vm.take() {
             let end = sandbox.shutdown().await;
             tracing::debug!(%end, "the VM is gone");
             if let Some(cgroup) = cgroup {
@@ -161,11 +175,8 @@ impl Shim {
 
     /// containerd is done with the task `id`. When there is none left, this process ends.
     pub fn shutdown(&self, id: &str) {
-        let mut slots = self.slots();
-        if let Some(Slot::Creating { unwanted }) = slots.get_mut(id) {
-            *unwanted = true;
-        }
-        if slots.is_empty() {
+        self.give_up(id);
+        if self.slots().is_empty() {
             self.finished.send_replace(true);
         }
     }
@@ -223,8 +234,17 @@ impl Drop for Reservation {
 impl Task {
     /// A task whose process is created. `container` is what it is in the guest.
     pub fn new(id: &str, bundle: PathBuf, pid: u32, init: Arc<Process>, container: Option<Arc<Container>>) -> Self {
-        let (hooks, paused) = (TaskHooks::default(), AtomicBool::new(false));
-        Self { id: id.into(), bundle, pid, init, container, hooks, paused, execs: Mutex::default() }
+        Self {
+            id: id.into(),
+            bundle,
+            pid,
+            init,
+            container,
+            hooks: TaskHooks::default(),
+            paused: AtomicBool::new(false),
+            killed: AtomicBool::new(false),
+            execs: Mutex::default(),
+        }
     }
 
     /// The task with hooks.
