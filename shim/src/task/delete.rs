@@ -1,17 +1,19 @@
 //! Delete: of a task that has ended, or of one of its other processes.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use containerd_shim_protos::api::DeleteRequest;
 use containerd_shim_protos::api::DeleteResponse as Response;
 use hull_sandbox::{AgentErrorKind, SandboxError};
 use protobuf::MessageField;
 
+use super::kill;
 use super::process::{Exit, KILLED, Phase, Process};
 use super::shim::{Shim, Task};
 use crate::error::TaskError;
 use crate::events::Event;
+use crate::stdio::Pumps;
 
 /// How long a killed process may take to end.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -20,6 +22,9 @@ const OUTPUT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Deletes what the request names.
 pub async fn delete(shim: Arc<Shim>, request: DeleteRequest) -> Result<Response, TaskError> {
+    if request.exec_id.is_empty() {
+        shim.give_up(&request.id);
+    }
     let task = shim.task(&request.id)?;
     let exit = match request.exec_id.as_str() {
         "" => delete_task(&shim, &task).await?,
@@ -34,9 +39,11 @@ pub fn response(pid: u32, exit: Exit) -> Response {
 }
 
 async fn delete_exec(task: &Task, process: &Process) -> Result<Exit, TaskError> {
-    let exit = match process.phase() {
+    // One that is being started is ended by whoever starts it: a slow guest does not hold this up.
+    let unstarted = Exit::now(0);
+    let exit = match process.end_unless_started(unstarted) {
         Phase::Running => return Err(runs(&process.exec_id)),
-        Phase::Created => Exit::now(0),
+        Phase::Created => unstarted,
         Phase::Exited(exit) => exit,
     };
     if let Some(pumps) = process.pumps() {
@@ -50,15 +57,13 @@ async fn delete_exec(task: &Task, process: &Process) -> Result<Exit, TaskError> 
 }
 
 async fn delete_task(shim: &Shim, task: &Task) -> Result<Exit, TaskError> {
-    if task.init.phase() == Phase::Running {
-        return Err(runs(&task.id));
+    let exit = end(shim, task).await?;
+    let execs = task.execs();
+    for exec in &execs {
+        exec.process.end_unless_started(exit);
     }
-    let exit = end(task).await;
-    for process in task.execs().iter().map(|exec| &exec.process).chain([&task.init]) {
-        if let Some(pumps) = process.pumps() {
-            pumps.finish(OUTPUT_TIMEOUT).await;
-        }
-    }
+    let processes: Vec<_> = execs.iter().map(|exec| &exec.process).chain([&task.init]).collect();
+    finish_output(&processes).await;
     if let Some(container) = &task.container
         && let Err(error) = unless_gone(container.delete(true).await)
     {
@@ -79,20 +84,39 @@ async fn delete_task(shim: &Shim, task: &Task) -> Result<Exit, TaskError> {
     Ok(exit)
 }
 
-/// How it ended; one that never started is ended now.
-async fn end(task: &Task) -> Exit {
-    if let (Phase::Created, Some(guest)) = (task.init.phase(), task.init.guest()) {
-        let _ = guest.signal(libc::SIGKILL.unsigned_abs(), false).await;
-        task.init.exited_within(KILL_TIMEOUT).await;
+/// How it ended. One that never started ends now, and can't be started any more; it must not be on its way.
+async fn end(shim: &Shim, task: &Task) -> Result<Exit, TaskError> {
+    let _turn = task.init.turn.lock().await;
+    let killed = Exit::now(KILLED);
+    match task.init.end_unless_started(killed) {
+        Phase::Running => Err(runs(&task.id)),
+        Phase::Exited(exit) => Ok(exit),
+        Phase::Created => {
+            if let Some(guest) = task.init.guest() {
+                // So that its output ends now, and not when the container is gone.
+                let _ = guest.signal(libc::SIGKILL.unsigned_abs(), false).await;
+            }
+            shim.events.push(Event::exit(&task.id, "", task.pid, &killed));
+            Ok(killed)
+        }
     }
-    task.init.exit().unwrap_or_else(|| Exit::now(KILLED))
+}
+
+/// Lets output reach its readers, all of it within the same time.
+async fn finish_output(processes: &[&Arc<Process>]) {
+    let deadline = Instant::now() + OUTPUT_TIMEOUT;
+    let pumps = || processes.iter().filter_map(|process| process.pumps());
+    pumps().for_each(Pumps::process_ended);
+    for pumps in pumps() {
+        pumps.finish(deadline.saturating_duration_since(Instant::now())).await;
+    }
 }
 
 /// Removes a task that nobody wants, in whatever state it is.
 pub async fn dispose(shim: &Shim, task: &Task) {
     if let Some(guest) = task.init.guest() {
         let _ = guest.signal(libc::SIGKILL.unsigned_abs(), true).await;
-        task.init.exited_within(KILL_TIMEOUT).await;
+        kill::end_for_certain(shim, task, KILL_TIMEOUT).await;
     }
     if let Err(error) = delete_task(shim, task).await {
         tracing::warn!(task = task.id, %error, "a task that nobody wants is still there");

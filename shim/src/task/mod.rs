@@ -155,3 +155,6 @@ impl TaskApi for TaskService {
         Err(TaskError::unimplemented("Hull makes no checkpoints of containers").into())
     }
 }
+
+#[cfg(test)]
+mod task_test;

@@ -145,15 +145,29 @@ impl Process {
         }
     }
 
-    /// It runs from now on, unless it has ended already.
-    pub fn set_running(&self) {
+    /// It runs from now on. False if it has ended already, or was deleted before it ran.
+    pub fn set_running(&self) -> bool {
         self.phase.send_if_modified(|phase| {
             let starts = *phase == Phase::Created;
             if starts {
                 *phase = Phase::Running;
             }
             starts
+        })
+    }
+
+    /// Where it is on its way. One that does not run yet has ended with `exit` from now on, and can't be started any more.
+    pub fn end_unless_started(&self, exit: Exit) -> Phase {
+        let mut before = Phase::Created;
+        self.phase.send_if_modified(|phase| {
+            before = *phase;
+            let ends = *phase == Phase::Created;
+            if ends {
+                *phase = Phase::Exited(exit);
+            }
+            ends
         });
+        before
     }
 
     /// It has ended. False if that was known.
@@ -207,12 +221,12 @@ mod tests {
             async move { process.exited().await }
         });
         tokio::task::yield_now().await;
-        process.set_running();
+        assert!(process.set_running());
         assert!(process.is_running() && process.exited_within(Duration::ZERO).await.is_none());
         let exit = Exit::now(3);
         assert!(process.set_exited(exit));
         assert!(!process.set_exited(Exit::now(KILLED)));
-        process.set_running();
+        assert!(!process.set_running());
         assert_eq!(waiter.await.unwrap(), exit);
         assert_eq!(process.exited().await, exit);
     }

@@ -63,6 +63,8 @@ pub struct Task {
     pub hooks: TaskHooks,
     /// Its processes stand still.
     pub paused: AtomicBool,
+    /// It was told that processes of the task were killed for want of memory.
+    pub oom_told: AtomicBool,
     /// Somebody looks after its end since it was killed.
     pub killed: AtomicBool,
     execs: Mutex<HashMap<String, Arc<Exec>>>,
@@ -242,6 +244,7 @@ impl Task {
             container,
             hooks: TaskHooks::default(),
             paused: AtomicBool::new(false),
+            oom_told: AtomicBool::new(false),
             killed: AtomicBool::new(false),
             execs: Mutex::default(),
         }

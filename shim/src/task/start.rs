@@ -5,11 +5,14 @@ use std::sync::Arc;
 use containerd_shim_protos::api::StartRequest;
 use hull_sandbox::container::{ProcessIo, TerminalSize};
 
-use super::process::{Guest, Phase, Process};
+use super::process::{Exit, Guest, Phase, Process};
 use super::shim::{Exec, Shim, Task};
 use super::watch;
 use crate::error::{TaskError, one_line};
 use crate::events::Event;
+
+/// Status of a process that could not be started: containerd's number for one that nobody knows.
+const NEVER_RAN: u32 = 255;
 
 /// Starts a process; the answer is the process identifier that stands for it.
 pub async fn start(shim: Arc<Shim>, request: StartRequest) -> Result<u32, TaskError> {
@@ -44,16 +47,33 @@ async fn start_exec(shim: &Arc<Shim>, task: &Arc<Task>, exec: &Exec) -> Result<(
     let process = &exec.process;
     let _turn = process.turn.lock().await;
     created(process, &process.exec_id)?;
+    if let Err(error) = make_exec(shim, task, exec).await {
+        // Who waits for its end hears of it.
+        process.end_unless_started(Exit::now(NEVER_RAN));
+        return Err(error);
+    }
+    if !process.set_running() {
+        if let Some(guest) = process.guest() {
+            guest.discard().await;
+        }
+        let name = &process.exec_id;
+        return Err(TaskError::precondition(format!("Process {name} was deleted while it was started")));
+    }
+    shim.events.push(Event::exec_started(&task.id, &process.exec_id, task.pid));
+    watch::process(shim, task, process);
+    Ok(())
+}
+
+/// Makes the process in the guest, where it runs at once.
+async fn make_exec(shim: &Shim, task: &Task, exec: &Exec) -> Result<(), TaskError> {
     task.init.running(&task.id)?;
+    let process = &exec.process;
     let stdio = &process.stdio;
     let opened = stdio.open(shim.owner(&task.id)).await.map_err(|error| TaskError::invalid(one_line(&error)))?;
     let io = ProcessIo { stdin: stdio.has_stdin(), terminal: stdio.terminal.then(TerminalSize::default) };
     let started = task.container()?.exec(&process.exec_id, exec.spec.clone(), "", io).await;
     let (guest, streams) = started.map_err(TaskError::making)?;
     process.enter(Guest::Exec(guest), opened.connect(streams));
-    process.set_running();
-    shim.events.push(Event::exec_started(&task.id, &process.exec_id, task.pid));
-    watch::process(shim, task, process);
     Ok(())
 }
 

@@ -1,9 +1,11 @@
 //! Ends of processes, and kills for want of memory: seen as they happen, told once and in order.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use hull_sandbox::{AgentErrorKind, SandboxError};
+use tokio::time::{sleep, timeout};
 
 use super::process::{Exit, KILLED, Process};
 use super::shim::{Shim, Task};
@@ -12,6 +14,9 @@ use crate::events::Event;
 
 /// A container's processes end with its first: how long their ends may take to be told before its own.
 const EXECS_TIMEOUT: Duration = Duration::from_secs(5);
+/// Least time between two events of kills for want of memory: how often there are any is the guest's choice, and the count
+/// goes on.
+const OOM_PAUSE: Duration = Duration::from_secs(1);
 
 /// Watches a task from its creation on.
 pub async fn task(shim: &Arc<Shim>, task: &Arc<Task>) {
@@ -35,19 +40,32 @@ pub fn process(shim: &Arc<Shim>, task: &Arc<Task>, process: &Arc<Process>) {
     tokio::spawn(async move {
         let Some(guest) = process.guest() else { return };
         let exit = match guest.wait_for_end().await {
-            Ok(exit) => Exit::now(exit.status.into()),
+            Ok(exit) => end_of(&shim, &task, exit),
             Err(error) => lost(&shim, &task, &process, &error).await,
         };
         if process.exec_id.is_empty() {
-            for exec in task.execs().iter().filter(|exec| exec.process.is_running()) {
-                exec.process.exited_within(EXECS_TIMEOUT).await;
-            }
+            let _ = timeout(EXECS_TIMEOUT, execs_ended(&task)).await;
         }
         told(&shim, &task, &process, exit).await;
         if let Some(pumps) = process.pumps() {
             pumps.process_ended();
         }
     });
+}
+
+async fn execs_ended(task: &Task) {
+    for exec in task.execs().iter().filter(|exec| exec.process.is_running()) {
+        exec.process.exited().await;
+    }
+}
+
+/// The guest says with the end of a process whether there were kills for want of memory. If the first to be killed was the
+/// task's own process, nothing else may have told it.
+pub fn end_of(shim: &Shim, task: &Task, exit: hull_sandbox::Exit) -> Exit {
+    if exit.oom_killed && !task.oom_told.load(Ordering::Relaxed) {
+        tell_memory_kill(shim, task);
+    }
+    Exit::now(exit.status.into())
 }
 
 /// The process's end can't be known, because the VM has ended or its agent does not answer. What is told to have ended must
@@ -88,8 +106,14 @@ async fn memory_kills(shim: &Shim, task: &Task) {
     let Some(container) = &task.container else { return };
     let mut seen = 0;
     while let Ok(kills) = container.wait_oom(seen).await {
-        tracing::warn!(task = task.id, kills, "processes were killed for want of memory");
-        shim.events.push(Event::oom(&task.id));
+        tell_memory_kill(shim, task);
         seen = kills;
+        sleep(OOM_PAUSE).await;
     }
+}
+
+fn tell_memory_kill(shim: &Shim, task: &Task) {
+    tracing::warn!(task = task.id, "processes were killed for want of memory");
+    task.oom_told.store(true, Ordering::Relaxed);
+    shim.events.push(Event::oom(&task.id));
 }
