@@ -23,6 +23,8 @@ use super::sys::GuestSlice;
 
 /// How long [`VirtQueue::drain`] goes on taking chains.
 const DRAIN_TIME: Duration = Duration::from_millis(50);
+/// How long a driver waits for news of requests that are done while others are taken.
+pub const TELL_TIME: Duration = Duration::from_millis(1);
 
 /// A rule of the ring that the driver broke.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -162,19 +164,23 @@ impl VirtQueue {
     ) {
         let mut budget = 4 * u32::from(self.queue.size());
         let start = Instant::now();
+        let (mut now, mut told) = (start, start);
         self.disable_notification(memory);
-        loop {
-            while let Some(chain) = pop(self, memory) {
+        while budget > 0 && now.duration_since(start) < DRAIN_TIME {
+            // An empty ring counts as well: a driver that moves its index to and fro can make it look empty again and again.
+            budget -= 1;
+            if let Some(chain) = pop(self, memory) {
                 if let ControlFlow::Break(head) = handle(self, chain) {
                     self.unpop(head);
                     return self.signal(memory);
                 }
-                budget = budget.saturating_sub(1);
-                if budget == 0 || start.elapsed() >= DRAIN_TIME {
+                now = Instant::now();
+                // The driver shouldn't wait for the end of a long turn.
+                if now.duration_since(told) >= TELL_TIME {
                     self.signal(memory);
-                    self.ring();
-                    return;
+                    told = now;
                 }
+                continue;
             }
             self.signal(memory);
             if !self.enable_notification(memory) {
@@ -182,6 +188,8 @@ impl VirtQueue {
             }
             self.disable_notification(memory);
         }
+        self.signal(memory);
+        self.ring();
     }
 
     /// The next available chain.
@@ -203,8 +211,17 @@ impl VirtQueue {
             return None;
         }
         let size = self.queue.size();
-        let chain = match self.queue.iter(memory) {
-            Ok(mut available) => available.next()?,
+        let next = self.queue.next_avail();
+        if self.queue.avail_idx(memory, Ordering::Acquire).is_ok_and(|index| index.0 == next) {
+            return None;
+        }
+        let chain = match self.queue.iter(memory).map(|mut available| available.next()) {
+            Ok(Some(chain)) => chain,
+            // There is one, but its place in the ring is no memory (any more). `virtio-queue` says nothing of that.
+            Ok(None) => {
+                self.fail(&RingError::RingMemory);
+                return None;
+            }
             Err(_) => {
                 self.fail(&RingError::AvailableIndex);
                 return None;

@@ -1,6 +1,14 @@
 //! Broken rings, through a device that answers each request.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation, reason = "tests")]
 
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use vm_memory::GuestAddressSpace;
+
+use super::counters::Counters;
+use super::queue::{Chain, VirtQueue};
 use super::rng::Rng;
 use super::spec::{feature, status};
 use super::testing::{Driver, DriverQueue, Machine, Part, wait_for};
@@ -26,7 +34,7 @@ fn breaks(what: &str, wrong: impl FnOnce(&mut DriverQueue)) {
     driver.queues[0].kick();
     wait_for(what, || driver.status() & status::DEVICE_NEEDS_RESET != 0);
     driver.queues[0].kick();
-    std::thread::sleep(std::time::Duration::from_millis(5));
+    thread::sleep(Duration::from_millis(5));
     assert_eq!(driver.queues[0].poll_used(), None, "{what}: a broken queue completes something");
     driver.start();
     assert_eq!(driver.queues[0].request(&[], 16).len(), 16, "{what}: after reset");
@@ -159,7 +167,7 @@ fn a_driver_that_wants_no_interrupts_gets_none() {
     let machine = driver.machine.clone();
     machine.write(driver.queues[0].available, &1u16.to_le_bytes());
     driver.queues[0].request(&[], 1);
-    std::thread::sleep(std::time::Duration::from_millis(5));
+    thread::sleep(Duration::from_millis(5));
     assert_eq!(machine.fabric.take_messages(), []);
     machine.write(driver.queues[0].available, &0u16.to_le_bytes());
     driver.queues[0].request(&[], 1);
@@ -178,8 +186,65 @@ fn with_event_index_one_interrupt_is_enough_for_many_completions() {
     for _ in 0..9 {
         queue.request(&[], 1);
     }
-    std::thread::sleep(std::time::Duration::from_millis(5));
+    thread::sleep(Duration::from_millis(5));
     assert_eq!(machine.fabric.take_messages(), []);
     queue.request(&[], 1);
     wait_for("interrupt", || machine.fabric.take_messages() == [(1, 1)]);
+}
+
+/// A queue without a device: both sides of it.
+fn bare_queue() -> (Arc<Machine>, DriverQueue, VirtQueue, Arc<Counters>) {
+    bare_queue_with(|_| {})
+}
+
+fn bare_queue_with(change: impl FnOnce(&mut DriverQueue)) -> (Arc<Machine>, DriverQueue, VirtQueue, Arc<Counters>) {
+    let driver = started();
+    let mut ring = driver.make_queue(0, 64);
+    change(&mut ring);
+    let counters = Arc::new(Counters::default());
+    let queue = ring.device_side(&counters);
+    (driver.machine.clone(), ring, queue, counters)
+}
+
+#[test]
+fn an_available_ring_that_is_partly_gone_breaks_the_queue() {
+    // Flags and index are the last words before the hole; the elements are in it, as if they had been unplugged.
+    let (machine, mut ring, mut queue, _) = bare_queue_with(|ring| ring.available = 32 * MIB - 4);
+    ring.set_available_index(1);
+    let worker = thread::spawn(move || {
+        queue.drain(&machine.memory.memory(), |_, _| {});
+        queue.is_broken()
+    });
+    wait_for("the device to see it", || worker.is_finished());
+    assert!(worker.join().unwrap());
+}
+
+#[test]
+fn an_index_that_goes_to_and_fro_keeps_nobody_busy() {
+    let (machine, mut ring, mut queue, _) = bare_queue();
+    ring.set_available_index(1);
+    // At each look the ring is empty, and right after it is not.
+    let worker = thread::spawn(move || {
+        queue.drain_as(&machine.memory.memory(), |_, _| None::<Chain<'_>>, |_, _| {});
+        queue.doorbell().read().is_ok()
+    });
+    wait_for("the end of the turn", || worker.is_finished());
+    assert!(worker.join().unwrap(), "nobody goes on later");
+}
+
+#[test]
+fn a_driver_hears_of_completions_while_its_ring_is_busy() {
+    let (machine, mut ring, mut queue, counters) = bare_queue();
+    for _ in 0..5 {
+        ring.add(&[Part { address: 25 * MIB, len: 1, writable: true }]);
+    }
+    let memory = machine.memory.memory();
+    let mut told = Vec::new();
+    queue.drain(&memory, |queue, chain| {
+        thread::sleep(Duration::from_millis(2));
+        told.push(counters.interrupts.get());
+        queue.complete(&memory, chain.head, 0);
+    });
+    assert_eq!(told, [0, 1, 2, 3, 4]);
+    assert_eq!(counters.interrupts.get(), 5);
 }

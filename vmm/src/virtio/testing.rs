@@ -14,10 +14,13 @@ use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
-use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::device::VirtioDevice;
+use super::counters::Counters;
+use super::device::{ActiveQueue, Interrupt, VirtioDevice};
+use super::queue::VirtQueue;
 use super::spec::pci::{cap, common};
 use super::spec::{feature, status};
 use crate::bus::BusDevice;
@@ -411,6 +414,16 @@ pub fn when_free<T, E: std::fmt::Debug>(in_use: impl Fn(&E) -> bool, open: impl 
     opened.unwrap().unwrap()
 }
 
+/// A driver that hears nothing.
+struct NoInterrupt;
+
+impl Interrupt for NoInterrupt {
+    fn signal_used(&self, _queue_index: u16) {}
+    fn signal_config(&self) {}
+    fn show_config(&self, _offset: u64, _bytes: &[u8]) {}
+    fn signal_needs_reset(&self, _reason: &str) {}
+}
+
 /// A part of a chain.
 #[derive(Debug, Clone, Copy)]
 pub struct Part {
@@ -456,6 +469,23 @@ impl DriverQueue {
     /// The machine that it is in.
     pub fn machine(&self) -> &Arc<Machine> {
         &self.machine
+    }
+
+    /// The device's side, for a test without a device. Interrupts are counted in `counters` alone.
+    pub fn device_side(&self, counters: &Arc<Counters>) -> VirtQueue {
+        let mut queue = Queue::new(self.size).unwrap();
+        let halves = |address: u64| (Some(address as u32), Some((address >> 32) as u32));
+        let (low, high) = halves(self.descriptors);
+        queue.set_desc_table_address(low, high);
+        let (low, high) = halves(self.available);
+        queue.set_avail_ring_address(low, high);
+        let (low, high) = halves(self.used);
+        queue.set_used_ring_address(low, high);
+        queue.set_size(self.size);
+        queue.set_ready(true);
+        let doorbell = EventFd::new(EFD_NONBLOCK).unwrap();
+        let active = ActiveQueue { index: self.index, queue, doorbell };
+        VirtQueue::new(active, Arc::new(NoInterrupt), Arc::clone(counters))
     }
 
     /// Writes a raw descriptor.

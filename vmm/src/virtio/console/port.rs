@@ -13,7 +13,7 @@ use crate::virtio::queue::{Chain, VirtQueue};
 
 /// Bytes of one request that reach the host; a driver that sends more at once loses the rest.
 const MAX_REQUEST_BYTES: usize = 1 << 20;
-/// Buffers filled in one go; then other ports have their turn.
+/// Looks at the ring, and buffers filled, in one go; then other ports have their turn.
 const BUFFERS_AT_ONCE: usize = 64;
 
 /// The host's end of a port.
@@ -98,15 +98,15 @@ impl Port {
             return false;
         }
         receive.disable_notification(memory);
-        let mut filled = 0;
-        while filled < BUFFERS_AT_ONCE && socket.has_input() {
+        let mut looks = 0;
+        while looks < BUFFERS_AT_ONCE && socket.has_input() {
+            looks += 1;
             let Some(Chain { mut writer, head, .. }) = receive.pop(memory) else {
                 if receive.enable_notification(memory) {
                     continue;
                 }
                 break;
             };
-            filled += 1;
             if writer.remaining() == 0 {
                 counters.errors.add(1);
                 receive.complete(memory, head, 0);
@@ -121,7 +121,7 @@ impl Port {
             }
         }
         receive.signal(memory);
-        filled == BUFFERS_AT_ONCE && socket.has_input()
+        looks == BUFFERS_AT_ONCE && socket.has_input()
     }
 }
 
