@@ -11,7 +11,7 @@ use super::engine::{Engine, Finished, Io};
 use super::held::Held;
 use super::request::{Action, Disk, Status};
 use crate::memory::GuestRam;
-use crate::virtio::queue::VirtQueue;
+use crate::virtio::queue::{TELL_TIME, VirtQueue};
 use crate::virtio::rate_limiter::Gate;
 use crate::virtio::worker::{Service, Watch};
 
@@ -20,8 +20,6 @@ const COMPLETIONS: u64 = 1;
 const LIMITS: u64 = 2;
 /// How long requests are taken before other events get their turn.
 const TURN_TIME: Duration = Duration::from_millis(50);
-/// How long the driver waits for news of requests that are done.
-const TELL_TIME: Duration = Duration::from_millis(1);
 
 /// Serves a queue.
 pub struct BlockService {
@@ -162,6 +160,8 @@ impl Service for BlockService {
         self.engine.settle();
         let memory = self.memory.memory();
         self.complete(&memory);
+        // The engine may have been full: no completion is left that would make it go on after a pause.
+        self.queue.ring();
     }
 
     fn deadline(&self) -> Option<Instant> {
@@ -171,5 +171,86 @@ impl Service for BlockService {
     fn timeout(&mut self, _watch: &Watch) {
         self.gate.retry();
         self.serve();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::super::blk_test::{config, image};
+    use super::super::image::Image;
+    use super::*;
+    use crate::virtio::counters::Counters;
+    use crate::virtio::rate_limiter::SharedLimiter;
+    use crate::virtio::rng::Rng;
+    use crate::virtio::testing::{Machine, Part, wait_for};
+    use crate::virtio::worker::Worker;
+
+    const PLACES: usize = 4;
+
+    /// Ends requests only when it has to settle.
+    struct Slow {
+        started: Arc<AtomicUsize>,
+        in_flight: Vec<Held>,
+        done: Vec<Held>,
+    }
+
+    impl Engine for Slow {
+        fn start(&mut self, held: Held, _io: Io) -> Option<Finished> {
+            self.started.fetch_add(1, Ordering::SeqCst);
+            self.in_flight.push(held);
+            None
+        }
+
+        fn has_room(&self) -> bool {
+            self.in_flight.len() < PLACES
+        }
+
+        fn reap(&mut self) -> Option<Finished> {
+            self.done.pop().map(|held| Finished { held, result: Ok(()) })
+        }
+
+        fn settle(&mut self) {
+            self.done.append(&mut self.in_flight);
+        }
+    }
+
+    #[test]
+    fn a_full_engine_goes_on_after_a_pause() {
+        let machine = Machine::new();
+        let mut ring = machine.plug(Box::new(Rng::new())).make_queue(0, 64);
+        let at = machine.allocate(16);
+        machine.write(at, &[0; 16]);
+        for _ in 0..PLACES + 2 {
+            ring.add(&[
+                Part { address: at, len: 16, writable: false },
+                Part { address: machine.allocate(512), len: 512, writable: true },
+                Part { address: machine.allocate(1), len: 1, writable: true },
+            ]);
+        }
+        let file = image();
+        let counters = Arc::new(Counters::default());
+        let started = Arc::new(AtomicUsize::new(0));
+        let service = BlockService {
+            memory: machine.memory.clone(),
+            queue: ring.device_side(&counters),
+            engine: Box::new(Slow { started: Arc::clone(&started), in_flight: Vec::new(), done: Vec::new() }),
+            disk: Disk {
+                image: Arc::new(Image::open(&config(&file, true)).unwrap()),
+                counters: Arc::clone(&counters),
+                write_through: false,
+            },
+            gate: Gate::new(SharedLimiter::new(None).unwrap(), counters),
+        };
+        let worker = Worker::start("test", service).unwrap();
+        wait_for("a full engine", || started.load(Ordering::SeqCst) == PLACES);
+        worker.pause();
+        worker.resume();
+        wait_for("the rest", || started.load(Ordering::SeqCst) == PLACES + 2);
+        assert!(worker.stop().is_some());
+        (0..PLACES + 2).for_each(|_| assert!(ring.poll_used().is_some()));
     }
 }
