@@ -23,9 +23,9 @@ use crate::events::Publisher;
 use crate::task::{Shim, TaskService};
 use crate::{log, task};
 
-/// How long the first task may take to be asked for. containerd does that at once, unless it failed to write down where this
-/// process serves; then it never does.
-const FIRST_TASK: Duration = Duration::from_secs(60);
+/// How long this process may be without a task. containerd asks for the first at once, and after the last says that it is done,
+/// unless it died meanwhile: then it may know nothing of this process any more.
+const IDLE: Duration = Duration::from_secs(60);
 /// How long answers that are under way may take to reach containerd.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -97,11 +97,11 @@ async fn run(args: Args, listener: UnixListener, mut starter: File) -> anyhow::R
     writeln!(starter, "{READY}").context("reporting to the starter")?;
     drop(starter);
     tracing::debug!(pid = std::process::id(), "the shim serves");
-    let unused = shim.unused(FIRST_TASK);
-    tokio::pin!(unused);
+    let idle = shim.idle(IDLE);
+    tokio::pin!(idle);
     loop {
         tokio::select! {
-            () = &mut unused => break,
+            () = &mut idle => break,
             () = shim.finished() => break,
             _ = terminate.recv() => shim.terminate().await,
             _ = interrupt.recv() => shim.terminate().await,

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use hull_sandbox::Container;
 use tokio::sync::{RwLock, watch};
-use tokio::time::sleep;
+use tokio::time::timeout;
 
 use super::hooks::TaskHooks;
 use super::process::Process;
@@ -34,8 +34,8 @@ pub struct Shim {
     pub loggers: Loggers,
     tasks: Mutex<HashMap<String, Slot>>,
     finished: watch::Sender<bool>,
-    /// A task was asked for.
-    used: AtomicBool,
+    /// How many tasks there are, with those in the making.
+    count: watch::Sender<usize>,
 }
 
 /// An identifier that is taken.
@@ -88,7 +88,7 @@ impl Shim {
             loggers: Loggers::default(),
             tasks: Mutex::default(),
             finished: watch::Sender::new(false),
-            used: AtomicBool::new(false),
+            count: watch::Sender::new(0),
         }
     }
 
@@ -103,7 +103,6 @@ impl Shim {
 
     /// Takes an identifier for a task that is being made. It is free again when the reservation is dropped.
     pub fn reserve(self: &Arc<Self>, id: &str) -> Result<Reservation, TaskError> {
-        self.used.store(true, Ordering::Relaxed);
         let mut slots = self.slots();
         if slots.contains_key(id) {
             return Err(TaskError::exists(format!("Task {id} exists already")));
@@ -112,6 +111,7 @@ impl Shim {
             return Err(TaskError::precondition("The pod has too many containers"));
         }
         slots.insert(id.into(), Slot::Creating { unwanted: false });
+        self.count.send_replace(slots.len());
         Ok(Reservation { shim: Arc::clone(self), id: id.into() })
     }
 
@@ -150,6 +150,7 @@ impl Shim {
     pub fn forget(&self, id: &str) -> bool {
         let mut slots = self.slots();
         slots.remove(id);
+        self.count.send_replace(slots.len());
         slots.is_empty()
     }
 
@@ -190,11 +191,14 @@ impl Shim {
         self.shutdown("");
     }
 
-    /// Returns after `limit` if nobody has asked for a task until then, and otherwise never.
-    pub async fn unused(&self, limit: Duration) {
-        sleep(limit).await;
-        if self.used.load(Ordering::Relaxed) {
-            std::future::pending::<()>().await;
+    /// Returns when there has been no task for `limit`.
+    pub async fn idle(&self, limit: Duration) {
+        let mut count = self.count.subscribe();
+        // The sender is this shim's own.
+        while count.wait_for(|tasks| *tasks == 0).await.is_ok() {
+            if timeout(limit, count.wait_for(|tasks| *tasks > 0)).await.is_err() {
+                return;
+            }
         }
     }
 
@@ -225,6 +229,7 @@ impl Drop for Reservation {
         let mut slots = self.shim.slots();
         if matches!(slots.get(&self.id), Some(Slot::Creating { .. })) {
             let unwanted = matches!(slots.remove(&self.id), Some(Slot::Creating { unwanted: true }));
+            self.shim.count.send_replace(slots.len());
             // Who gave it up has asked for the end already.
             if unwanted && slots.is_empty() {
                 self.shim.finished.send_replace(true);
@@ -361,12 +366,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_shim_that_nobody_uses_ends_and_one_that_made_a_task_does_not() {
+    async fn a_shim_without_tasks_ends_and_one_that_has_or_makes_one_does_not() {
         let (short, long) = (Duration::from_millis(1), Duration::from_millis(200));
-        shim().unused(short).await;
-        let used = shim();
-        drop(used.reserve("a").unwrap());
-        assert!(tokio::time::timeout(long, used.unused(short)).await.is_err());
+        shim().idle(short).await;
+        let shim = shim();
+        let creating = shim.reserve("a").unwrap();
+        assert!(timeout(long, shim.idle(short)).await.is_err());
+        assert!(creating.fulfil(task("a")));
+        assert!(timeout(long, shim.idle(short)).await.is_err());
+        shim.forget("a");
+        shim.idle(short).await;
+        // containerd may not hear why a task was not made.
+        drop(shim.reserve("b").unwrap());
+        shim.idle(short).await;
     }
 
     #[test]
