@@ -4,9 +4,7 @@ use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use nix::errno::Errno;
-use nix::sys::signal::{SigSet, Signal, kill};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{Pid, isatty, tcsetpgrp};
 
 use crate::sys;
@@ -44,16 +42,16 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> u8 {
     };
     give_terminal(pid);
     loop {
-        match signals.wait() {
-            Ok(Signal::SIGCHLD) => {
+        match sys::wait_for_signal(&signals) {
+            Ok(libc::SIGCHLD) => {
                 if let Some(status) = reap(pid) {
                     return status;
                 }
             }
             // One that has just ended is reaped next.
-            Ok(signal) => drop(kill(pid, signal)),
-            // A real-time signal, which has no name here.
-            Err(_) => {}
+            Ok(signal) => drop(sys::kill(pid, signal)),
+            // Only a wrong set of signals fails.
+            Err(_) => return 126,
         }
     }
 }
@@ -71,16 +69,10 @@ fn give_terminal(pid: Pid) {
 /// Reaps all that have ended; the command's exit status if it is among them.
 fn reap(command: Pid) -> Option<u8> {
     let mut ended = None;
-    loop {
-        let status = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return ended,
-            Ok(status) => status,
-            Err(_) => continue,
-        };
-        match status {
-            WaitStatus::Exited(pid, status) if pid == command => ended = u8::try_from(status & 0xff).ok(),
-            WaitStatus::Signaled(pid, signal, _) if pid == command => ended = u8::try_from(128 + signal as i32).ok(),
-            _ => {}
+    while let Some((pid, end)) = sys::reap() {
+        if pid == command {
+            ended = Some(end.status());
         }
     }
+    ended
 }

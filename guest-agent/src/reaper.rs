@@ -6,13 +6,11 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use nix::errno::Errno;
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
-use crate::sys;
+use crate::sys::{self, End};
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,16 +62,8 @@ impl Reaper {
     }
 
     fn reap(&self) {
-        loop {
-            match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(status) => match ended(status) {
-                    Some((pid, ended)) => self.deliver(pid, ended),
-                    None if status == WaitStatus::StillAlive => return,
-                    None => {}
-                },
-                Err(Errno::EINTR) => {}
-                Err(_) => return,
-            }
+        while let Some((pid, end)) = sys::reap() {
+            self.deliver(pid, end.into());
         }
     }
 
@@ -115,18 +105,11 @@ impl Drop for Spawning {
     }
 }
 
-fn ended(status: WaitStatus) -> Option<(Pid, Ended)> {
-    let at_ns = sys::wall_clock_ns();
-    match status {
-        WaitStatus::Exited(pid, status) => {
-            let status = u32::try_from(status).unwrap_or(255);
-            Some((pid, Ended { status, signal: 0, at_ns }))
-        }
-        WaitStatus::Signaled(pid, signal, _) => {
-            let signal = u32::try_from(signal as i32).unwrap_or(0);
-            Some((pid, Ended { status: 128 + signal, signal, at_ns }))
-        }
-        _ => None,
+impl From<End> for Ended {
+    /// One that ended just now.
+    fn from(end: End) -> Self {
+        let signal = if let End::Killed(signal) = end { signal } else { 0 };
+        Self { status: end.status().into(), signal: signal.into(), at_ns: sys::wall_clock_ns() }
     }
 }
 

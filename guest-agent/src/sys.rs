@@ -117,6 +117,63 @@ pub fn kill(pid: Pid, signal: i32) -> io::Result<()> {
     Ok(Errno::result(unsafe { libc::kill(pid.as_raw(), signal) }).map(drop)?)
 }
 
+/// Waits for one of these signals, which are blocked, and takes it: its number, which may be that of a real-time signal.
+pub fn wait_for_signal(signals: &SigSet) -> io::Result<i32> {
+    let mut number = 0;
+    // SAFETY: sigwait reads the set and writes one int.
+    match unsafe { libc::sigwait(signals.as_ref(), &mut number) } {
+        0 => Ok(number),
+        error => Err(io::Error::from_raw_os_error(error)),
+    }
+}
+
+/// How a process ended. (In place of nix's `WaitStatus`, which has no real-time signals: it fails after the kernel has
+/// forgotten the process.)
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// By itself, with this exit status.
+    Exited(u8),
+    /// By the signal of this number, 1 to 64.
+    Killed(u8),
+}
+
+impl End {
+    /// The exit status that shells give it: 128 + the signal's number for one that was killed.
+    pub fn status(self) -> u8 {
+        match self {
+            Self::Exited(status) => status,
+            Self::Killed(signal) => 128 + signal,
+        }
+    }
+
+    /// Reads the status word of wait(2); `None` for a process that has not ended.
+    fn decode(status: libc::c_int) -> Option<Self> {
+        if libc::WIFEXITED(status) {
+            return u8::try_from(libc::WEXITSTATUS(status)).ok().map(Self::Exited);
+        }
+        let signal = libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status))?;
+        u8::try_from(signal).ok().map(Self::Killed)
+    }
+}
+
+/// Reaps a child that has ended; `None` if there is none. Doesn't wait.
+pub fn reap() -> Option<(Pid, End)> {
+    loop {
+        let mut status = 0;
+        // SAFETY: waitpid writes one int.
+        match Errno::result(unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG) }) {
+            Ok(0) => return None,
+            Ok(pid) => {
+                if let Some(end) = End::decode(status) {
+                    return Some((Pid::from_raw(pid), end));
+                }
+            }
+            Err(Errno::EINTR) => {}
+            Err(_) => return None,
+        }
+    }
+}
+
 /// Sets the size of a terminal (TIOCSWINSZ), given its master or its slave.
 pub fn set_terminal_size(terminal: impl AsFd, columns: u16, rows: u16) -> io::Result<()> {
     let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
@@ -256,4 +313,35 @@ pub fn attach_device_program(program: &[BpfInstruction], cgroup: impl AsFd) -> i
     // SAFETY: the attribute outlives the call, and the size is the attribute's.
     let done = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, &attach, size_of::<Attach>()) };
     Ok(Errno::result(done).map(drop)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Command;
+
+    #[test]
+    fn every_end_of_a_process_is_read() {
+        for (script, end) in
+            [("exit 7", End::Exited(7)), ("kill -9 $$", End::Killed(9)), ("kill -34 $$", End::Killed(34))]
+        {
+            let status = Command::new("sh").args(["-c", script]).status().expect("sh");
+            assert_eq!(End::decode(status.into_raw()), Some(end), "{script}");
+        }
+        assert_eq!(End::Killed(64).status(), 192);
+        // Stopped.
+        assert_eq!(End::decode(0x137f), None);
+    }
+
+    #[test]
+    fn real_time_signals_are_taken_by_number() {
+        let signals = SigSet::all();
+        signals.thread_set_mask().expect("block");
+        for signal in [libc::SIGHUP, libc::SIGRTMIN(), MAX_SIGNAL] {
+            // SAFETY: raise takes an integer, and the signal is blocked.
+            assert_eq!(unsafe { libc::raise(signal) }, 0);
+            assert_eq!(wait_for_signal(&signals).expect("wait"), signal);
+        }
+    }
 }

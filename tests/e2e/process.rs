@@ -87,6 +87,8 @@ fn the_command_is_process_1_unless_init_is_asked_for() {
     let hull = Hull::new();
     assert_eq!(hull.sh(&[], "echo $$").ok(), "1\n");
     assert_ne!(hull.sh(&["--init"], "echo $$; true").ok(), "1\n");
+    // A signal to the init process reaches the command, also one without a name.
+    assert_eq!(hull.sh(&["--init"], "kill -34 1; sleep 60").code, Some(128 + 34));
 }
 
 #[test]

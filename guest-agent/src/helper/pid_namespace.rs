@@ -4,7 +4,6 @@ use std::fs;
 
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{SigSet, Signal};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid};
 
 use crate::failure::{Context, Failure};
@@ -23,14 +22,15 @@ pub fn run() -> Result<Pid, Failure> {
     }
 }
 
-/// Nobody in the namespace can signal its first process as long as that one handles no signals; it only looks at them.
+/// Nobody in the namespace can signal its first process as long as that one handles no signals: the kernel drops all but
+/// SIGCHLD, which waits until it is taken.
 fn reap_for_ever() -> ! {
-    let signals = SigSet::all();
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGCHLD);
     let _ = signals.thread_set_mask();
     loop {
-        // A failure is a real-time signal, which has no name here.
-        if let Ok(Signal::SIGCHLD) = signals.wait() {
-            while !matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Ok(WaitStatus::StillAlive) | Err(_)) {}
+        if sys::wait_for_signal(&signals).is_ok() {
+            while sys::reap().is_some() {}
         }
     }
 }
