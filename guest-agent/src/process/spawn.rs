@@ -81,9 +81,13 @@ impl Spawn<'_> {
             let console = ConsoleSocket::new()?;
             let (child, _) = ChildEnds::null();
             let mut replies = self.start(child, Some(console.path()))?;
-            // The terminal is sent before the process is reported.
+            // The terminal's sender connects before the process is reported.
             replies.wait_for_pid().await?;
-            let terminal = console.receive()?;
+            let terminal = match console.receive().await {
+                Ok(terminal) => terminal,
+                // The process may have told why it has none.
+                Err(failure) => return Err(replies.failure().await.unwrap_or(failure)),
+            };
             if size.columns > 0 && size.rows > 0 {
                 terminal.resize(size.columns, size.rows)?;
             }
@@ -251,6 +255,14 @@ impl ReplyReader {
                 Err(failure)
             }
             Some(Reply::Detail(_)) | None => Err(Failure::internal("the child of the agent ended without a report")),
+        }
+    }
+
+    /// The failure that a process reports which is known to have failed.
+    async fn failure(&mut self) -> Option<Failure> {
+        match tokio::time::timeout(CLEAN_UP_TIMEOUT, self.next()).await {
+            Ok(Ok(Some(Reply::Failed(failure)))) => Some(failure),
+            _ => None,
         }
     }
 

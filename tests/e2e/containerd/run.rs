@@ -84,18 +84,22 @@ pub fn a_terminal_is_one(containerd: &Containerd) {
         // The size comes a little after the start.
         let script = "test -t 0 && test -t 1 && until stty size | grep ' '; do sleep 0.1; done; exit 5";
         let args = containerd.run_args(runtime, &["--rm", "-t"], &["sh", "-c", script]);
-        let line = format!(
-            "stty rows 30 cols 100; exec {} --address {} {}",
-            containerd.engine().program("ctr").display(),
-            containerd.path("c.sock").display(),
-            quoted(&args)
-        );
-        let output =
-            std::process::Command::new("script").args(["-qec", &line, "/dev/null"]).stdin(Stdio::null()).output();
-        let run = Run::from(output.unwrap());
+        let run = in_terminal(containerd, &args);
         assert_eq!(run.code, Some(5), "{runtime}: {run:?}");
         assert!(run.text().contains("30 100"), "{runtime}: {run:?}");
     }
+}
+
+/// Runs `ctr` in a terminal of 30 lines of 100 characters.
+pub fn in_terminal(containerd: &Containerd, args: &[String]) -> Run {
+    let line = format!(
+        "stty rows 30 cols 100; exec {} --address {} {}",
+        containerd.engine().program("ctr").display(),
+        containerd.path("c.sock").display(),
+        quoted(args)
+    );
+    let output = std::process::Command::new("script").args(["-qec", &line, "/dev/null"]).stdin(Stdio::null()).output();
+    Run::from(output.unwrap())
 }
 
 fn quoted(words: &[String]) -> String {
