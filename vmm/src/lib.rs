@@ -22,6 +22,7 @@ pub mod log;
 pub mod memory;
 pub mod memory_slots;
 pub mod metrics;
+pub mod panics;
 pub mod pci;
 pub mod probe;
 pub mod program;

@@ -23,7 +23,7 @@ use hull_vmm::instance::Instance;
 use hull_vmm::log::one_line;
 use hull_vmm::report::{BootPhase, ExitCause, ExitReport};
 use hull_vmm::vm::{EndSignal, Ending};
-use hull_vmm::{fd, log, memory};
+use hull_vmm::{fd, log, memory, panics};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// Most open files: what vsock connections need, and 65,000 for each share. Nothing in the monitor is sized by it.
@@ -311,16 +311,14 @@ fn complain(error: &(dyn Error + 'static)) {
     log::line(&one_line(error));
 }
 
-/// A panic in any thread ends the process, with an event, and without sockets left behind.
+/// A panic in any thread, but for those that are contained, ends the process, with an event, and without sockets left behind.
 fn end_process_on_panic(events: Arc<EventStream>, cleanup: Arc<Cleanup>) {
-    std::panic::set_hook(Box::new(move |info| {
-        let message = format!("hull-vmm panicked: {}", info.to_string().replace('\n', " "));
-        log::line(&message);
+    panics::set_hook(move |message| {
         let report = ExitReport { cause: ExitCause::MonitorFailed, message, console_tail: String::new() };
         events.exited(report);
         cleanup.sockets();
         std::process::abort();
-    }));
+    });
 }
 
 fn exit_code(cause: ExitCause) -> ExitCode {

@@ -4,7 +4,6 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::Duration;
 
@@ -15,6 +14,7 @@ use virtiofsd::passthrough::{CachePolicy, Config, PassthroughFs};
 use super::gate::Gate;
 use super::{ShareError, confine, ids};
 use crate::config::{self, ShareCache};
+use crate::panics;
 
 /// Names and attributes with `cache: auto`.
 const SHORT: Duration = Duration::from_secs(1);
@@ -99,12 +99,11 @@ impl Server {
     pub fn handle(&self, request: Reader<'_>, reply: Writer<'_>) -> Handled {
         // The gate keeps what is known to panic away from the library. This is for what isn't known: a guest may lose its own
         // device by that, but not stop the thread without anybody noticing.
-        let handled = catch_unwind(AssertUnwindSafe(|| self.0.handle_message(request, reply, None::<&mut ()>)));
-        match handled {
-            Ok(Ok(bytes)) => Handled::Reply(u32::try_from(bytes).unwrap_or(u32::MAX)),
+        match panics::contain(|| self.0.handle_message(request, reply, None::<&mut ()>)) {
+            Some(Ok(bytes)) => Handled::Reply(u32::try_from(bytes).unwrap_or(u32::MAX)),
             // Not understood.
-            Ok(Err(_)) => Handled::Reply(0),
-            Err(_) => Handled::Gone,
+            Some(Err(_)) => Handled::Reply(0),
+            None => Handled::Gone,
         }
     }
 }
