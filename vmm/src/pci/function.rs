@@ -138,11 +138,7 @@ impl VirtioFunction {
         self.page.update(0, &transport.common());
         self.page.refresh_status(&self.registers);
         if with_config {
-            let mut config = [0; DEVICE_CONFIG_BYTES];
-            for (to, from) in config.iter_mut().zip(transport.device().config_space()) {
-                *to = from;
-            }
-            self.page.update(DEVICE_CONFIG_OFFSET, &config);
+            self.page.update(DEVICE_CONFIG_OFFSET, &device_config(transport));
         }
     }
 
@@ -264,8 +260,8 @@ impl PciFunction for VirtioFunction {
     }
 
     fn config_changed(&self) {
-        let state = self.lock();
-        self.show_registers(&state.transport, true);
+        let config = device_config(&self.lock().transport);
+        self.interrupt.show_config(0, &config);
         self.interrupt.signal_config();
     }
 
@@ -287,6 +283,15 @@ impl PciFunction for VirtioFunction {
         self.msix.detach();
         self.pages.store(self.place.config_offset, &[0; CONFIG_BYTES]);
     }
+}
+
+/// Device-specific configuration as the guest sees it: zeros behind what the device has.
+fn device_config(transport: &Transport) -> [u8; DEVICE_CONFIG_BYTES] {
+    let mut config = [0; DEVICE_CONFIG_BYTES];
+    for (to, from) in config.iter_mut().zip(transport.device().config_space()) {
+        *to = from;
+    }
+    config
 }
 
 fn identity(device_type: u16) -> Identity {
@@ -346,6 +351,13 @@ struct PciInterrupt {
     msix: Arc<Msix>,
 }
 
+impl PciInterrupt {
+    fn next_generation(&self) {
+        self.registers.next_generation();
+        self.page.refresh_status(&self.registers);
+    }
+}
+
 impl Interrupt for PciInterrupt {
     fn signal_used(&self, queue_index: u16) {
         if !self.msix.is_enabled() {
@@ -356,8 +368,6 @@ impl Interrupt for PciInterrupt {
     }
 
     fn signal_config(&self) {
-        self.registers.next_generation();
-        self.page.refresh_status(&self.registers);
         self.registers.set_isr(isr::CONFIG);
         if self.registers.status() & status::DRIVER_OK != 0 {
             self.msix.signal(self.registers.config_vector());
@@ -367,7 +377,11 @@ impl Interrupt for PciInterrupt {
     fn show_config(&self, offset: u64, bytes: &[u8]) {
         let Ok(at) = usize::try_from(offset) else { return };
         if at.checked_add(bytes.len()).is_some_and(|end| end <= DEVICE_CONFIG_BYTES) {
+            // A driver that reads meanwhile sees a new generation, whether it began before the first byte changed or before the last
+            // (sections 2.5.3 and 4.1.4.3.1).
+            self.next_generation();
             self.page.update(DEVICE_CONFIG_OFFSET + at, bytes);
+            self.next_generation();
         }
     }
 
@@ -384,5 +398,37 @@ impl Interrupt for PciInterrupt {
             self.registers.set_isr(isr::CONFIG);
             self.msix.signal(self.registers.config_vector());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+    use crate::virtio::testing::FakeFabric;
+
+    /// Remembers where something was stored.
+    #[derive(Default)]
+    struct Stores(Mutex<Vec<usize>>);
+
+    impl ConfigSpaceMemory for Stores {
+        fn store(&self, offset: usize, _data: &[u8]) {
+            self.0.lock().unwrap().push(offset);
+        }
+    }
+
+    #[test]
+    fn a_new_generation_is_shown_before_and_after_a_new_configuration() {
+        let stores = Arc::new(Stores::default());
+        let page = RegisterPage::new(stores.clone());
+        page.move_to(Some(0));
+        let msix = Msix::new(1, Arc::new(FakeFabric::default()), Arc::clone(&page));
+        let registers = Registers::new(1);
+        let interrupt = PciInterrupt { name: String::new(), reports: AtomicU64::new(0), registers, page, msix };
+        stores.0.lock().unwrap().clear();
+        interrupt.show_config(4, &[1]);
+        let generation = usize::try_from(common::DEVICE_STATUS).unwrap() & !3;
+        assert_eq!(*stores.0.lock().unwrap(), [generation, DEVICE_CONFIG_OFFSET + 4, generation]);
     }
 }

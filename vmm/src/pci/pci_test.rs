@@ -310,6 +310,6 @@ fn a_changed_configuration_is_shown_with_a_new_generation_and_an_interrupt() {
     let before = driver.get8(common::CONFIG_GENERATION);
     machine.fabric.take_messages();
     machine.root.config_changed(driver.slot);
-    assert_eq!(driver.get8(common::CONFIG_GENERATION), before.wrapping_add(1));
+    assert_ne!(driver.get8(common::CONFIG_GENERATION), before);
     assert_eq!(machine.fabric.take_messages(), [(0, 1)]);
 }

@@ -114,11 +114,11 @@ pub trait Interrupt: Send + Sync {
     /// Used buffer notification for one queue (virtio 1.2, section 2.3).
     fn signal_used(&self, queue_index: u16);
 
-    /// Configuration change notification.
+    /// Configuration change notification, after [`show_config`](Interrupt::show_config).
     fn signal_config(&self);
 
-    /// Changes the device-specific configuration that the guest sees, from `offset` on, without a notification. The device's
-    /// own `config_space` has to return the same.
+    /// Changes the device-specific configuration that the guest sees, from `offset` on, and its generation, without a
+    /// notification. The device's own `config_space` has to return the same.
     fn show_config(&self, offset: u64, bytes: &[u8]);
 
     /// The driver broke the rules: sets `DEVICE_NEEDS_RESET` and tells the driver (virtio 1.2, section 2.1.2). `reason` is
