@@ -133,6 +133,7 @@ impl Receiver {
             self.counters.errors.add(1);
             return Ok(());
         }
+        header.keep_allowed_flags(allowed);
         let in_space = bytes.min(space_bytes);
         let has_room = self.fill(memory, pool, total);
         if !has_room || !self.gate.admit(bytes as u64, 1) {
@@ -234,5 +235,42 @@ fn finish_checksum(header: &mut Header, pool: &Pool<'_>, bytes: usize) {
     if let Some(sum) = checksum::of_dhcp_answer(frame, start, field) {
         pool.write(HEADER_BYTES + field, &sum);
         header.close_checksum();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use std::os::unix::net::UnixDatagram;
+
+    use vm_memory::GuestAddressSpace;
+
+    use super::*;
+    use crate::virtio::net::spec::feature;
+    use crate::virtio::net::tap::Tap;
+    use crate::virtio::rate_limiter::SharedLimiter;
+    use crate::virtio::rng::Rng;
+    use crate::virtio::testing::{Machine, Part};
+
+    #[test]
+    fn flags_of_a_checksum_reach_only_a_driver_that_knows_them() {
+        // The kernel says that the checksum is valid (2), and something that no specification knows.
+        for (features, flags) in [(0, 0), (feature::GUEST_CSUM, 2)] {
+            let machine = Machine::new();
+            let mut ring = machine.plug(Box::new(Rng::new())).make_queue(0, 4);
+            let address = machine.allocate(2048);
+            ring.add(&[Part { address, len: 2048, writable: true }]);
+            let (host, device) = UnixDatagram::pair().unwrap();
+            device.set_nonblocking(true).unwrap();
+            host.send(&[&[0x82][..], &[0; HEADER_BYTES - 1], &[7; 64]].concat()).unwrap();
+            let counters = Arc::new(Counters::default());
+            let gate = Gate::new(SharedLimiter::new(None).unwrap(), Arc::clone(&counters));
+            let mut receiver = Receiver::new(ring.device_side(&counters), true, gate, counters);
+            let mut port = Port::tap(&Arc::new(Tap::of_datagrams(device)), 0);
+            receiver.run(&machine.memory.memory(), &mut port, Offloads::of_device(features));
+            assert_eq!(ring.poll_used(), Some((0, 76)));
+            assert_eq!(machine.read(address, 1), [flags]);
+        }
     }
 }

@@ -83,6 +83,7 @@ pub const MAX_FRAME_BYTES: usize = 65_562;
 pub const MIN_FRAME_BYTES: usize = 14;
 
 const NEEDS_CSUM: u8 = 1;
+const DATA_VALID: u8 = 2;
 const GSO_NONE: u8 = 0;
 const GSO_TCPV4: u8 = 1;
 const GSO_TCPV6: u8 = 4;
@@ -188,6 +189,11 @@ impl Header {
         self.flags &= NEEDS_CSUM;
         self.num_buffers = 0;
         self
+    }
+
+    /// Takes away what a host's kernel says of a checksum and the driver doesn't understand (section 5.1.6.4.1).
+    pub fn keep_allowed_flags(&mut self, allowed: Offloads) {
+        self.flags &= if allowed.checksum { NEEDS_CSUM | DATA_VALID } else { 0 };
     }
 
     /// The header as the driver gets it.

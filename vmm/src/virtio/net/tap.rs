@@ -60,6 +60,13 @@ pub struct Tap {
 }
 
 impl Tap {
+    /// A tap that is none: datagrams stand for its frames.
+    #[cfg(test)]
+    pub fn of_datagrams(socket: std::os::unix::net::UnixDatagram) -> Self {
+        let queues = vec![std::os::fd::OwnedFd::from(socket).into()];
+        Self { name: "test".to_owned(), queues, segments_udp: false, mtu: None }
+    }
+
     /// Opens the interface `name` with up to `pairs` queues, or makes it. An existing one with a single queue is used as it is.
     pub fn open(name: &str, pairs: u16, mtu: Option<u16>) -> Result<Self, TapError> {
         let existed = tun::exists(name);
