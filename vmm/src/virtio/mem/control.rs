@@ -101,7 +101,7 @@ impl Control {
     }
 
     /// As little as the driver needs: Linux takes memory on in units of its own, and what isn't usable is out of the guest's reach.
-    fn usable(&self, requested: u64) -> u64 {
+    pub(super) fn usable(&self, requested: u64) -> u64 {
         requested.next_multiple_of(self.config.usable_unit_bytes).min(self.config.total_bytes)
     }
 

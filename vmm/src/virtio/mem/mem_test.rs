@@ -169,6 +169,21 @@ fn a_host_that_has_no_slot_says_busy_and_changes_nothing() {
 }
 
 #[test]
+fn a_guest_that_keeps_its_slots_open_opens_no_more_than_requested() {
+    let mut mem = start(32);
+    for slot in 0..3 {
+        assert_eq!(mem.ask(PLUG, slot * 8 * MIB, 1).0, ACK);
+    }
+    assert!(mem.control.request(16 * MIB));
+    assert_eq!(mem.ask(PLUG, 24 * MIB, 1).0, BUSY);
+    assert_eq!(mem.ask(PLUG, 22 * MIB, 2).0, BUSY);
+    assert_eq!(mem.open(), [(0, 8), (8, 8), (16, 8)]);
+    assert_eq!(mem.ask(PLUG, 2 * MIB, 3).0, ACK, "in open slots");
+    assert!(mem.control.request(32 * MIB));
+    assert_eq!(mem.ask(PLUG, 24 * MIB, 1).0, ACK);
+}
+
+#[test]
 fn a_reset_leaves_blocks_as_they_are() {
     let mut mem = start(16);
     assert_eq!(mem.ask(PLUG, 0, 3).0, ACK);

@@ -1,8 +1,9 @@
 //! Memory device (virtio 1.2, section 5.15): memory that the guest plugs and unplugs in blocks, up to a size that the host asks for.
 //!
 //! Blocks lie in slots. A slot without a plugged block doesn't exist for the guest's processors and for other devices; the unplugged
-//! blocks of the others are zeros that take no memory until a guest that breaks the rules touches them. Slots beyond the requested
-//! size are never opened, so such a guest gets at most what was requested, rounded up to whole slots.
+//! blocks of the others are zeros that take no memory until a guest that breaks the rules touches them. No slot is opened beyond the
+//! requested size, rounded up to the usable unit. A slot closes with its last block only: when the requested size is lowered, a guest
+//! that leaves a block in each slot keeps the use of all that it had.
 
 mod blocks;
 mod control;

@@ -39,6 +39,16 @@ impl Region {
         Self { reserve, ram, slots, slot_bytes, open: vec![None; usize::try_from(count).unwrap_or(0)] }
     }
 
+    /// A slot is open.
+    pub fn is_open(&self, slot: usize) -> bool {
+        self.open.get(slot).is_some_and(Option::is_some)
+    }
+
+    /// Size of all open slots.
+    pub fn open_bytes(&self) -> u64 {
+        self.open.iter().flatten().count() as u64 * self.slot_bytes
+    }
+
     /// Opens those of `slots` that are closed: all, or none and an error.
     pub fn open(&mut self, slots: Range<usize>) -> Result<(), RegionError> {
         let before = self.runs();

@@ -122,6 +122,10 @@ impl Memory {
         if self.blocks.state(range.clone()) != State::Unplugged {
             return Kind::Error;
         }
+        if !self.may_open(self.blocks.slots(&range), sizes.requested) {
+            // Not a refusal for good, which Linux answers with the same request at once.
+            return Kind::Busy;
+        }
         if let Err(error) = self.region.open(self.blocks.slots(&range)) {
             crate::log::line(&format!("memory device: {error}"));
             return Kind::Busy;
@@ -129,6 +133,13 @@ impl Memory {
         self.blocks.set(range, true);
         self.control.set_plugged(self.plugged_bytes());
         Kind::Ack
+    }
+
+    /// Whether all of these slots may be open: they are already, or there are no more open ones than what was requested takes.
+    fn may_open(&self, slots: Range<usize>, requested: u64) -> bool {
+        let closed = slots.filter(|&slot| !self.region.is_open(slot)).count() as u64;
+        let bytes = closed.saturating_mul(self.control.config().slot_bytes).saturating_add(self.region.open_bytes());
+        closed == 0 || bytes <= self.control.usable(requested)
     }
 
     fn unplug(&mut self, range: Range<usize>) -> Kind {
