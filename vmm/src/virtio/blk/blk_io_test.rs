@@ -241,6 +241,21 @@ fn a_limit_holds_requests_back_until_it_changes() {
 }
 
 #[test]
+fn zeros_count_as_written_bytes_and_discards_do_not() {
+    let bandwidth = TokenBucket { size: 4096, one_time_burst: None, refill_time: 86_400_000 };
+    let limits = RateLimiter { bandwidth: Some(bandwidth), ops: None };
+    let mut disk = Disk::with(image(), |config| config.limits = Some(limits));
+    let counters = disk.machine.root.counters(disk.driver.slot).unwrap();
+    assert_eq!(disk.range(DISCARD, 0, 64, 0), OK);
+    assert_eq!(disk.range(WRITE_ZEROES, 0, 8, 1), OK);
+    let range = [&8u64.to_le_bytes()[..], &8u32.to_le_bytes(), &[0; 4]].concat();
+    disk.start(0, WRITE_ZEROES, 0, &range, 0);
+    disk.driver.queues[0].kick();
+    wait_for("a wait", || counters.throttled.get() == 1);
+    assert_eq!(disk.driver.queues[0].poll_used(), None);
+}
+
+#[test]
 fn a_driver_sees_that_its_disk_has_grown() {
     let mut disk = Disk::with(image(), |_| {});
     disk.driver.put16(crate::virtio::spec::pci::common::CONFIG_MSIX_VECTOR, 0);

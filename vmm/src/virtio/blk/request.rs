@@ -79,6 +79,16 @@ pub struct Clear {
     how: How,
 }
 
+impl Clear {
+    /// Bytes that the host writes at worst.
+    fn written_bytes(&self) -> u64 {
+        match self.how {
+            How::Discard => 0,
+            How::Zero { .. } => self.bytes,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy)]
 enum How {
     Discard,
@@ -96,16 +106,18 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// What a request asks for, and how many bytes of data it moves. Reads the header, and nothing else of what is data.
+    /// What a request asks for, and how many bytes it moves, or fills with zeros that the host may have to write. Reads the header
+    /// and ranges, and nothing else of what is data.
     pub fn parse(&self, held: &mut Held) -> (Action, u64) {
         held.with(|parts| {
             let action = self.parse_parts(parts).unwrap_or_else(Action::Answer);
-            let bytes = match action {
-                Action::Io(Io::Read { .. }) => parts.writer.remaining(),
-                Action::Io(Io::Write { .. }) => parts.reader.remaining(),
+            let bytes = match &action {
+                Action::Io(Io::Read { .. }) => parts.writer.remaining() as u64,
+                Action::Io(Io::Write { .. }) => parts.reader.remaining() as u64,
+                Action::Clear(ranges) => ranges.iter().map(Clear::written_bytes).sum(),
                 _ => 0,
             };
-            (action, bytes as u64)
+            (action, bytes)
         })
     }
 
