@@ -137,6 +137,19 @@ impl Bench {
 }
 
 #[test]
+fn a_buffer_that_comes_late_is_asked_for() {
+    let mut bench = Bench::new();
+    bench.buffers.clear();
+    bench.driver.start_with(bench.driver.device_features());
+    bench.offer();
+    bench.tell(0, event::DEVICE_READY, 1);
+    bench.driver.queues[TO_DRIVER].wait_used();
+    let queue = &bench.driver.queues[TO_DRIVER];
+    let avail_event = queue.used + 4 + 8 * u64::from(queue.size);
+    wait_for("the device to want the second buffer", || bench.machine.read(avail_event, 2) == [1, 0]);
+}
+
+#[test]
 fn a_driver_is_told_of_all_ports_and_both_sides_talk() {
     let mut bench = Bench::new();
     bench.greet();

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use vm_memory::GuestAddressSpace;
+use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 
 use super::Control;
@@ -112,7 +112,9 @@ impl ConsoleService {
         let queue = &mut queues.to_driver;
         for (number, port) in (0u32..).zip(ports) {
             while let Some(event) = port.owed.next() {
-                let Some(Chain { mut writer, head, .. }) = queue.pop(&memory) else { return queue.signal(&memory) };
+                let Some(Chain { mut writer, head, .. }) = next_buffer(queue, &memory) else {
+                    return queue.signal(&memory);
+                };
                 let value = u16::from(event != event::PORT_OPEN || port.backend.is_open());
                 let mut bytes = Message { port: number, event, value }.to_bytes().to_vec();
                 match event {
@@ -131,6 +133,11 @@ impl ConsoleService {
         }
         queue.signal(&memory);
     }
+}
+
+/// The next buffer; if there is none, the doorbell rings for the one that follows.
+fn next_buffer<'m>(queue: &mut VirtQueue, memory: &'m GuestMemoryMmap) -> Option<Chain<'m>> {
+    queue.pop(memory).or_else(|| queue.enable_notification(memory).then(|| queue.pop(memory)).flatten())
 }
 
 /// A message from the driver. False if it means nothing.
