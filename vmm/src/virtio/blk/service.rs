@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
@@ -20,6 +21,8 @@ const COMPLETIONS: u64 = 1;
 const LIMITS: u64 = 2;
 /// How long requests are taken before other events get their turn.
 const TURN_TIME: Duration = Duration::from_millis(50);
+/// How long a host that refuses requests is left alone.
+const RETRY_TIME: Duration = Duration::from_millis(1);
 
 /// Serves a queue.
 pub struct BlockService {
@@ -47,8 +50,16 @@ enum Rest {
 }
 
 impl BlockService {
-    /// Takes, does and completes what there is. The driver hears of all completions of a round by one notification.
     fn serve(&mut self) {
+        self.serve_turn();
+        if self.engine.is_refused() {
+            thread::sleep(RETRY_TIME);
+            self.queue.ring();
+        }
+    }
+
+    /// Takes, does and completes what there is. The driver hears of all completions of a round by one notification.
+    fn serve_turn(&mut self) {
         let memory = self.memory.memory().into_inner();
         let start = Instant::now();
         loop {
@@ -186,14 +197,17 @@ mod tests {
     use crate::virtio::counters::Counters;
     use crate::virtio::rate_limiter::SharedLimiter;
     use crate::virtio::rng::Rng;
-    use crate::virtio::testing::{Machine, Part, wait_for};
+    use crate::virtio::testing::{DriverQueue, Machine, Part, wait_for};
     use crate::virtio::worker::Worker;
 
     const PLACES: usize = 4;
 
     /// Ends requests only when it has to settle.
+    #[derive(Default)]
     struct Slow {
         started: Arc<AtomicUsize>,
+        /// So many times it doesn't take what was started, and then does it at once. Zero for never.
+        refusals: usize,
         in_flight: Vec<Held>,
         done: Vec<Held>,
     }
@@ -209,6 +223,17 @@ mod tests {
             self.in_flight.len() < PLACES
         }
 
+        fn is_refused(&mut self) -> bool {
+            if self.refusals == 0 || self.in_flight.is_empty() {
+                return false;
+            }
+            self.refusals -= 1;
+            if self.refusals == 0 {
+                self.done.append(&mut self.in_flight);
+            }
+            true
+        }
+
         fn reap(&mut self) -> Option<Finished> {
             self.done.pop().map(|held| Finished { held, result: Ok(()) })
         }
@@ -218,13 +243,13 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_full_engine_goes_on_after_a_pause() {
+    /// A disk with `requests` reads in its ring, served by `engine`.
+    fn start(engine: Slow, requests: usize) -> (DriverQueue, Worker<BlockService>) {
         let machine = Machine::new();
         let mut ring = machine.plug(Box::new(Rng::new())).make_queue(0, 64);
         let at = machine.allocate(16);
         machine.write(at, &[0; 16]);
-        for _ in 0..PLACES + 2 {
+        for _ in 0..requests {
             ring.add(&[
                 Part { address: at, len: 16, writable: false },
                 Part { address: machine.allocate(512), len: 512, writable: true },
@@ -233,11 +258,10 @@ mod tests {
         }
         let file = image();
         let counters = Arc::new(Counters::default());
-        let started = Arc::new(AtomicUsize::new(0));
         let service = BlockService {
             memory: machine.memory.clone(),
             queue: ring.device_side(&counters),
-            engine: Box::new(Slow { started: Arc::clone(&started), in_flight: Vec::new(), done: Vec::new() }),
+            engine: Box::new(engine),
             disk: Disk {
                 image: Arc::new(Image::open(&config(&file, true)).unwrap()),
                 counters: Arc::clone(&counters),
@@ -245,7 +269,20 @@ mod tests {
             },
             gate: Gate::new(SharedLimiter::new(None).unwrap(), counters),
         };
-        let worker = Worker::start("test", service).unwrap();
+        (ring, Worker::start("test", service).unwrap())
+    }
+
+    #[test]
+    fn requests_that_the_host_refuses_are_tried_again() {
+        let (mut ring, worker) = start(Slow { refusals: 3, ..Slow::default() }, 2);
+        (0..2).for_each(|_| assert_eq!(ring.wait_used().1, 1));
+        assert!(worker.stop().is_some());
+    }
+
+    #[test]
+    fn a_full_engine_goes_on_after_a_pause() {
+        let started = Arc::new(AtomicUsize::new(0));
+        let (mut ring, worker) = start(Slow { started: Arc::clone(&started), ..Slow::default() }, PLACES + 2);
         wait_for("a full engine", || started.load(Ordering::SeqCst) == PLACES);
         worker.pause();
         worker.resume();

@@ -63,6 +63,11 @@ pub trait Engine: Send {
     /// Hands over what was started.
     fn submit(&mut self) {}
 
+    /// The host refuses what was started, for now, and no completion will come that would be the moment to try again.
+    fn is_refused(&mut self) -> bool {
+        false
+    }
+
     /// A request that is over by now.
     fn reap(&mut self) -> Option<Finished> {
         None

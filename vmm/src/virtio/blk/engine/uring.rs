@@ -192,11 +192,16 @@ impl Engine for UringEngine {
         while !self.ring.submission().is_empty() {
             match self.ring.submit() {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // What the kernel can't take now stays in the queue; it goes with the next completion.
+                // What the kernel can't take now stays in the queue; it goes with the next completion, or when the service tries again.
                 Err(_) => return,
                 Ok(_) => {}
             }
         }
+    }
+
+    fn is_refused(&mut self) -> bool {
+        let waiting = self.ring.submission().len();
+        waiting > 0 && waiting == self.in_flight
     }
 
     fn reap(&mut self) -> Option<Finished> {
