@@ -22,6 +22,9 @@ pub trait Service: Send + 'static {
     /// Called once on the worker's thread: registers file descriptors and looks at what is there already.
     fn start(&mut self, watch: &Watch) -> io::Result<()>;
 
+    /// The thread ends, because it can't start or wait: tells the driver that the device needs a reset.
+    fn fail(&mut self, error: &io::Error);
+
     /// A file descriptor has an event.
     fn handle(&mut self, watch: &Watch, token: u64, events: EventSet);
 
@@ -222,7 +225,8 @@ impl Drop for Ending<'_> {
 
 fn run<S: Service>(mut service: S, watch: &Watch, control: &Control) -> S {
     let _ending = Ending(control);
-    if service.start(watch).is_err() {
+    if let Err(error) = service.start(watch) {
+        service.fail(&error);
         return service;
     }
     service.after_events(watch);
@@ -231,7 +235,10 @@ fn run<S: Service>(mut service: S, watch: &Watch, control: &Control) -> S {
         let count = match watch.0.wait(wait_ms(service.deadline()), &mut events) {
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
-            Err(_) => return service,
+            Err(error) => {
+                service.fail(&error);
+                return service;
+            }
         };
         let ready = events.get(..count).unwrap_or_default();
         // Commands come first: a pause shouldn't wait for a long batch.
@@ -253,4 +260,35 @@ fn wait_ms(deadline: Option<Instant>) -> i32 {
     let Some(deadline) = deadline else { return -1 };
     let left = deadline.saturating_duration_since(Instant::now()) + Duration::from_micros(999);
     i32::try_from(left.as_millis()).unwrap_or(i32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    struct Unstartable(Option<io::ErrorKind>);
+
+    impl Service for Unstartable {
+        fn start(&mut self, watch: &Watch) -> io::Result<()> {
+            // A descriptor can't be added twice.
+            let event = EventFd::new(EFD_NONBLOCK)?;
+            watch.add(&event, EventSet::IN, 0)?;
+            watch.add(&event, EventSet::IN, 0)
+        }
+
+        fn fail(&mut self, error: &io::Error) {
+            self.0 = Some(error.kind());
+        }
+
+        fn handle(&mut self, _watch: &Watch, _token: u64, _events: EventSet) {}
+    }
+
+    #[test]
+    fn a_service_that_does_not_start_hears_of_it() {
+        let worker = Worker::start("test", Unstartable(None)).unwrap();
+        worker.pause();
+        assert_eq!(worker.stop().unwrap().0, Some(io::ErrorKind::AlreadyExists));
+    }
 }

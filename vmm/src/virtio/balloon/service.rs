@@ -134,6 +134,10 @@ impl Service for BalloonService {
         Ok(())
     }
 
+    fn fail(&mut self, error: &io::Error) {
+        self.inflate.fail(error);
+    }
+
     fn handle(&mut self, _watch: &Watch, token: u64, _events: EventSet) {
         match token {
             INFLATE => {

@@ -193,6 +193,10 @@ impl Service for ConsoleService {
         Ok(())
     }
 
+    fn fail(&mut self, error: &io::Error) {
+        self.ports.iter_mut().for_each(|port| port.transmit.fail(error));
+    }
+
     fn handle(&mut self, watch: &Watch, token: u64, events: EventSet) {
         match token {
             CONTROL_TO_DRIVER => self.queues.iter().for_each(|queues| queues.to_driver.acknowledge()),

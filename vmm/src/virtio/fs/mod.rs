@@ -149,18 +149,16 @@ impl ShareService {
 
 impl Service for ShareService {
     fn start(&mut self, watch: &Watch) -> io::Result<()> {
-        match self.directory.serve() {
-            Ok(server) => self.server = Some(server),
-            Err(error) => {
-                self.queues.iter_mut().for_each(|queue| queue.fail(&error));
-                return Err(error);
-            }
-        }
+        self.server = Some(self.directory.serve()?);
         for queue in &self.queues {
             watch.add(queue.doorbell(), EventSet::IN, u64::from(queue.index()))?;
         }
         self.serve();
         Ok(())
+    }
+
+    fn fail(&mut self, error: &io::Error) {
+        self.queues.iter_mut().for_each(|queue| queue.fail(error));
     }
 
     fn handle(&mut self, _watch: &Watch, token: u64, _events: EventSet) {

@@ -179,6 +179,10 @@ impl Service for MemService {
         Ok(())
     }
 
+    fn fail(&mut self, error: &io::Error) {
+        self.queue.fail(error);
+    }
+
     fn handle(&mut self, _watch: &Watch, token: u64, _events: EventSet) {
         match token {
             DOORBELL => {

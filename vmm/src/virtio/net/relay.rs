@@ -80,6 +80,10 @@ impl Service for Relay {
         Ok(())
     }
 
+    fn fail(&mut self, error: &io::Error) {
+        self.interrupt.signal_needs_reset(&error.to_string());
+    }
+
     fn handle(&mut self, _watch: &Watch, token: u64, _events: EventSet) {
         match token {
             COMMANDS_TOKEN => {

@@ -223,6 +223,10 @@ impl Service for PairService {
         Ok(())
     }
 
+    fn fail(&mut self, error: &io::Error) {
+        self.interrupt.signal_needs_reset(&format!("queue pair {}: {error}", self.pair));
+    }
+
     fn handle(&mut self, watch: &Watch, token: u64, events: EventSet) {
         match token {
             RECEIVE_TOKEN => {

@@ -186,6 +186,10 @@ impl Service for PmemService {
         Ok(())
     }
 
+    fn fail(&mut self, error: &io::Error) {
+        self.queue.fail(error);
+    }
+
     fn handle(&mut self, _watch: &Watch, _token: u64, _events: EventSet) {
         self.queue.acknowledge();
         self.serve();

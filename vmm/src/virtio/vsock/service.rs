@@ -116,6 +116,10 @@ impl Service for VsockService {
         Ok(())
     }
 
+    fn fail(&mut self, error: &io::Error) {
+        self.transmit.fail(error);
+    }
+
     fn handle(&mut self, watch: &Watch, token: u64, events: EventSet) {
         match token {
             RECEIVE_TOKEN => self.receive.acknowledge(),
