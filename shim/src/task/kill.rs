@@ -17,7 +17,7 @@ const SIGTERM: u32 = libc::SIGTERM.unsigned_abs();
 const SIGKILL: u32 = libc::SIGKILL.unsigned_abs();
 
 /// How long a task may take to end after SIGKILL. A process that uses the host's files ends when the host lets go of them.
-const KILL_TIMEOUT: Duration = Duration::from_secs(30);
+const KILL_TIMEOUT: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 30 });
 
 /// Sends the signal.
 pub async fn kill(shim: Arc<Shim>, request: KillRequest) -> Result<(), TaskError> {

@@ -157,4 +157,6 @@ impl TaskApi for TaskService {
 }
 
 #[cfg(test)]
+mod guest_test;
+#[cfg(test)]
 mod task_test;

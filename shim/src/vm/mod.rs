@@ -164,3 +164,14 @@ fn be_killed_like(monitor_pid: u32, spec: &Spec) {
         tracing::debug!(%error, score, "the VM keeps its rank among processes to kill");
     }
 }
+
+#[cfg(test)]
+impl Vm {
+    /// One whose size is of no interest.
+    pub fn around(sandbox: Sandbox, root: hull_sandbox::RuntimeRoot) -> Self {
+        let config = Config::default();
+        let range = Range::new(&Spec::default(), &Role::Single, &config);
+        let budget = Arc::new(Budget::new(&sandbox, root, config.sizes(), range));
+        Self { sandbox, budget, cgroup: None }
+    }
+}
