@@ -135,7 +135,9 @@ async fn of_a_task_that_has_ended_there_are_no_statistics() {
 async fn a_mount_elsewhere_than_at_the_root_is_refused() {
     let mount = Mount { type_: "bind".into(), target: "etc".into(), ..Default::default() };
     let request = CreateTaskRequest { id: "c".into(), rootfs: vec![mount], ..Default::default() };
-    assert_eq!(create::create(shim(), request).await.unwrap_err().code, Code::INVALID_ARGUMENT);
+    let error = create::create(shim(), request).await.unwrap_err();
+    assert_eq!(error.code, Code::INVALID_ARGUMENT);
+    assert!(error.message.contains("not etc"), "{error}");
 }
 
 #[tokio::test]
