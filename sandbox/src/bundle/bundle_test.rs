@@ -1,3 +1,5 @@
+use std::path::Path;
+
 use oci_spec::runtime::{LinuxNamespaceType, Mount};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -92,8 +94,28 @@ fn files_of_the_host_come_from_the_shared_directory() {
 fn memory_of_a_pod_is_shared_in_the_guest_and_a_volume_is_not_taken_for_it() {
     let pod = translated(|_| ()).unwrap();
     assert_eq!(mount(&pod, "/dev/shm").source().as_ref().unwrap().to_str(), Some("/run/hull/shm"));
-    let volume = translated(|spec| spec["mounts"][3]["source"] = "/var/lib/kubelet/volumes/cache".into()).unwrap();
-    assert_eq!(mount(&volume, "/dev/shm").source().as_ref().unwrap().to_str(), Some("/run/hull/shared/c1/mounts/1"));
+    let source = |host: &str| {
+        let translated = translated(|spec| spec["mounts"][3]["source"] = host.into()).unwrap();
+        mount(&translated, "/dev/shm").source().clone().unwrap()
+    };
+    for engine in [
+        "/dev/shm",
+        "/run/containerd/io.containerd.grpc.v1.cri/sandboxes/1f/shm",
+        "/var/lib/docker/containers/1f/mounts/shm",
+        "/run/containers/storage/overlay-containers/1f/userdata/shm",
+    ] {
+        assert_eq!(source(engine), Path::new("/run/hull/shm"), "{engine}");
+    }
+    for volume in [
+        "/var/lib/kubelet/volumes/cache",
+        "/var/lib/kubelet/pods/1f/volumes/kubernetes.io~empty-dir/shm",
+        "/var/lib/kubelet/pods/1f/volumes/kubernetes.io~empty-dir/sandboxes/a/shm",
+        "/data/shm",
+        "/containers/shm",
+        "/shm",
+    ] {
+        assert_eq!(source(volume), Path::new("/run/hull/shared/c1/mounts/1"), "{volume}");
+    }
 }
 
 #[test]

@@ -78,9 +78,21 @@ fn bound(
 }
 
 /// The `/dev/shm` that an engine makes for a pod (or a container): containers of one guest share memory in the guest. Anything
-/// else at that place is a volume.
+/// else at that place is a volume, whatever its name.
 fn is_shm(destination: &Path, source: &Path) -> bool {
-    destination == Path::new(SHM) && (source == Path::new(SHM) || source.file_name().is_some_and(|name| name == "shm"))
+    destination == Path::new(SHM) && (source == Path::new(SHM) || is_of_engine(source))
+}
+
+/// Where containerd, Docker, and CRI-O and Podman put the shared memory of what has the identifier ID: `.../sandboxes/ID/shm`,
+/// `.../containers/ID/mounts/shm`, `.../ID/userdata/shm`.
+fn is_of_engine(source: &Path) -> bool {
+    let names: Vec<_> = source.iter().rev().take(4).map(|name| name.to_str().unwrap_or_default()).collect();
+    let shape = matches!(
+        names.as_slice(),
+        ["shm", _, "sandboxes", ..] | ["shm", "mounts", _, "containers"] | ["shm", "userdata", _, ..]
+    );
+    // A pod's volumes have a directory for each kind, whose name a volume's own can't have.
+    shape && !source.iter().any(|name| name.as_encoded_bytes().starts_with(b"kubernetes.io~"))
 }
 
 /// The host's `/dev/shm` that a mount binds, if it is one.

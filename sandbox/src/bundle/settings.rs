@@ -38,7 +38,7 @@ mod tests {
             });
             sandbox_settings(&serde_json::from_value(spec).unwrap())
         };
-        let settings = shm("/nonexistent/shm");
+        let settings = shm("/nonexistent/sandboxes/x/shm");
         assert_eq!((settings.hostname.as_str(), settings.sysctls.len(), settings.shm_size_bytes), ("pod-1", 1, 0));
         if tmpfs_size(Path::new("/dev/shm")).is_some() {
             assert!(shm("/dev/shm").shm_size_bytes > 0);
