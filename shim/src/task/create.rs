@@ -87,7 +87,7 @@ async fn make(
     hooks: &TaskHooks,
 ) -> Result<Task, TaskError> {
     let guard = shim.vm.read().await;
-    let Some(Vm { sandbox, budget, .. }) = guard.as_ref() else { return Err(vm_has_ended()) };
+    let Some(Vm { sandbox, budget, rank, .. }) = guard.as_ref() else { return Err(vm_has_ended()) };
     let stdio = Stdio {
         stdin: request.stdin.clone(),
         stdout: request.stdout.clone(),
@@ -104,6 +104,7 @@ async fn make(
     let owner = shim.owner(&request.id);
     let opened = stdio.open(owner).await.map_err(|error| TaskError::invalid(crate::error::one_line(&error)))?;
     let claim = budget.add(&request.id, Limits::of_container(&spec)).await?;
+    let score = vm::score(&spec);
     let container = BundleContainer {
         id: request.id.clone(),
         io: ProcessIo { stdin: stdio.has_stdin(), terminal: stdio.terminal.then(|| terminal_size(&spec)) },
@@ -112,6 +113,7 @@ async fn make(
     };
     let (container, streams) = Sandbox::create_bundle(sandbox, container).await.map_err(TaskError::making)?;
     claim.keep();
+    rank.add(&request.id, score);
     let container = Arc::new(container);
     let init = Process::new("", stdio);
     init.enter(Guest::Init(Arc::clone(&container)), opened.connect(streams));

@@ -75,6 +75,7 @@ async fn delete_task(shim: &Shim, task: &Task) -> Result<Exit, TaskError> {
     }
     if let Some(vm) = shim.vm.read().await.as_ref() {
         vm.budget.remove(&task.id);
+        vm.rank.remove(&task.id);
     }
     if shim.forget(&task.id) {
         shim.end_vm().await;

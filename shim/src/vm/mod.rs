@@ -5,10 +5,10 @@ mod cgroup;
 mod limits;
 mod namespaces;
 mod network;
+mod rank;
 mod size;
 mod usage;
 
-use std::fs;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -27,6 +27,7 @@ use size::Range;
 
 pub use budget::Budget;
 pub use limits::Limits;
+pub use rank::{Rank, score};
 pub use usage::{Usage, usage};
 
 /// A VM with all that belongs to it.
@@ -35,6 +36,8 @@ pub struct Vm {
     pub sandbox: Sandbox,
     /// Its size, and whose.
     pub budget: Arc<Budget>,
+    /// Its rank among processes to kill.
+    pub rank: Rank,
     /// Where it is counted, unless that is where this process was started.
     pub cgroup: Option<VmCgroup>,
 }
@@ -73,8 +76,8 @@ pub async fn start(
     let cgroup = cgroup.map(|cgroup| VmCgroup::make(cgroup, config.sandbox_cgroup)).transpose()?;
     sandbox.cgroup = cgroup.as_ref().map(|cgroup| cgroup.cgroup().clone());
     let root = sandbox.root.clone();
-    let sandbox = match boot(sandbox, bundle, record, spec, role, config).await {
-        Ok(sandbox) => sandbox,
+    let (sandbox, rank) = match boot(sandbox, bundle, record, spec, role, config).await {
+        Ok(booted) => booted,
         Err(error) => {
             if let Some(cgroup) = cgroup {
                 cgroup.end().await;
@@ -83,7 +86,7 @@ pub async fn start(
         }
     };
     let budget = Arc::new(Budget::new(&sandbox, root, config.sizes(), range));
-    *vm = Some(Vm { sandbox, budget, cgroup });
+    *vm = Some(Vm { sandbox, budget, rank, cgroup });
     Ok(())
 }
 
@@ -94,17 +97,17 @@ async fn boot(
     spec: &Spec,
     role: &Role,
     config: &Config,
-) -> Result<Sandbox, TaskError> {
+) -> Result<(Sandbox, Rank), TaskError> {
     let mut sandbox = Sandbox::create(sandbox, Arc::new(Timeline::default())).await?;
     write(bundle, &ShimRecord { monitor_pid: sandbox.record().monitor_pid, ..record })?;
-    be_killed_like(sandbox.record().monitor_pid, spec);
+    let rank = Rank::new(sandbox.record().monitor_pid, spec);
     if *role == Role::Sandbox {
         let mut settings = sandbox_settings(spec);
         settings.shm_size_bytes = config.shm_size_bytes().unwrap_or(settings.shm_size_bytes);
         sandbox.configure(settings).await?;
     }
     sandbox.mark_running()?;
-    Ok(sandbox)
+    Ok((sandbox, rank))
 }
 
 fn write(bundle: &Bundle, record: &ShimRecord) -> Result<(), TaskError> {
@@ -156,15 +159,6 @@ fn image(spec: &Spec) -> String {
     IMAGE_ANNOTATIONS.iter().find_map(|name| annotations.get(*name)).cloned().unwrap_or_default()
 }
 
-/// The monitor inherits this process's rank among those that are killed when the host's memory is short; it holds the
-/// container's memory, and so gets the container's rank.
-fn be_killed_like(monitor_pid: u32, spec: &Spec) {
-    let score = spec.process().as_ref().and_then(|process| process.oom_score_adj()).unwrap_or(0);
-    if let Err(error) = fs::write(format!("/proc/{monitor_pid}/oom_score_adj"), score.to_string()) {
-        tracing::debug!(%error, score, "the VM keeps its rank among processes to kill");
-    }
-}
-
 #[cfg(test)]
 impl Vm {
     /// One whose size is of no interest.
@@ -172,6 +166,7 @@ impl Vm {
         let config = Config::default();
         let range = Range::new(&Spec::default(), &Role::Single, &config);
         let budget = Arc::new(Budget::new(&sandbox, root, config.sizes(), range));
-        Self { sandbox, budget, cgroup: None }
+        let rank = Rank::new(sandbox.record().monitor_pid, &Spec::default());
+        Self { sandbox, budget, rank, cgroup: None }
     }
 }
