@@ -8,10 +8,11 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use futures::future::join_all;
 use hull_vmm::config::Drive;
 use thiserror::Error;
 use tokio::sync::Mutex;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::agent::AgentErrorKind;
 use crate::error::SandboxError;
@@ -19,8 +20,9 @@ use crate::machine::Machine;
 
 /// Most block devices of a sandbox, and of a container. The bus has 31 places.
 pub const MAX_BLOCK_DEVICES: usize = 16;
-/// What a container had mounted is let go of a little after the end of its last process.
-const UNPLUG_ATTEMPTS: u32 = 20;
+/// What a container had mounted is let go of a little after the end of its last process. A device that is still in use after so
+/// long is not tried again.
+const UNPLUG_PATIENCE: Duration = Duration::from_secs(5);
 const UNPLUG_PAUSE: Duration = Duration::from_millis(250);
 /// What the kernel knows of block devices, by number.
 const KNOWN: &str = "/sys/dev/block";
@@ -118,6 +120,7 @@ struct Plugged {
 /// The block devices of a sandbox.
 pub(crate) struct BlockDevices {
     machine: Machine,
+    patience: Duration,
     /// Locked while one is plugged or unplugged.
     plugged: Mutex<HashMap<Key, Plugged>>,
 }
@@ -125,7 +128,7 @@ pub(crate) struct BlockDevices {
 impl BlockDevices {
     /// None is plugged yet.
     pub(crate) fn new(machine: Machine) -> Self {
-        Self { machine, plugged: Mutex::default() }
+        Self { machine, patience: UNPLUG_PATIENCE, plugged: Mutex::default() }
     }
 
     /// Has the guest have a block device of the host for one more container. The answer is what to release it by, and its number
@@ -175,30 +178,35 @@ impl BlockDevices {
     }
 
     /// One container less has it. What nobody has is unplugged, unless the guest still uses it: then it stays until another
-    /// container has it or the VM ends.
+    /// container has it or the VM ends. A guest that is slow makes this as slow as one device, however many there are.
     pub(crate) async fn release(&self, keys: &[Key]) {
         let mut plugged = self.plugged.lock().await;
+        let mut unused = Vec::new();
         for key in keys {
             let Some(known) = plugged.get_mut(key) else { continue };
             known.users = known.users.saturating_sub(1);
-            if known.users > 0 {
-                continue;
+            if known.users == 0 {
+                unused.push(*key);
             }
-            match self.unplug(*key).await {
+        }
+        let deadline = Instant::now() + self.patience;
+        let unplugged = join_all(unused.iter().map(|key| self.unplug(*key, deadline))).await;
+        for (key, result) in unused.iter().zip(unplugged) {
+            match result {
                 Ok(()) => drop(plugged.remove(key)),
                 Err(error) => tracing::warn!(device = key.drive_id(), %error, "a block device stays plugged"),
             }
         }
     }
 
-    async fn unplug(&self, key: Key) -> Result<(), SandboxError> {
-        let mut attempts = 1;
+    /// After `deadline` there is no other attempt; one that is under way is not cut short, since then nobody would know who has
+    /// the device.
+    async fn unplug(&self, key: Key, deadline: Instant) -> Result<(), SandboxError> {
         loop {
             match self.machine.unplug_drive(&key.drive_id()).await {
                 Err(SandboxError::Agent(error))
-                    if error.kind == AgentErrorKind::FailedPrecondition && attempts < UNPLUG_ATTEMPTS =>
+                    if error.kind == AgentErrorKind::FailedPrecondition && Instant::now() < deadline =>
                 {
-                    attempts += 1;
                     sleep(UNPLUG_PAUSE).await;
                 }
                 Err(SandboxError::NoDevice { .. }) => return Ok(()),

@@ -1,4 +1,5 @@
 use super::*;
+use crate::machine::tests::{Manners, Scene, World};
 
 fn number(major: u32, minor: u32) -> DeviceNumber {
     DeviceNumber { major, minor }
@@ -47,4 +48,21 @@ fn numbers_are_those_of_linux() {
         assert_eq!(DeviceNumber::new(major, minor), None);
     }
     assert_eq!(DeviceNumber::of_raw(libc::makedev(259, 70_000)), number(259, 70_000));
+}
+
+#[tokio::test]
+async fn a_guest_that_never_lets_go_is_asked_for_all_devices_in_the_time_of_one() {
+    let scene = Scene::new(World::with(Manners::Busy)).await;
+    let keys: Vec<_> = (0..4).map(|minor| Key { number: number(7, minor), read_only: false }).collect();
+    let plugged = keys.iter().map(|key| (*key, Plugged { number: number(254, 0), users: 1 })).collect();
+    // One attempt at the start, and one after each pause that began before the end.
+    let (pauses, machine) = (2, scene.machine().await);
+    let devices = BlockDevices { machine, patience: UNPLUG_PAUSE * pauses, plugged: Mutex::new(plugged) };
+    devices.release(&keys).await;
+    let attempts = scene.log().len();
+    assert!((keys.len()..=keys.len() * 3).contains(&attempts), "{attempts}");
+    assert!(devices.plugged.lock().await.values().all(|device| device.users == 0), "they stay plugged");
+    scene.behave(Manners::Good);
+    devices.release(&keys[..1]).await;
+    assert_eq!(devices.plugged.lock().await.len(), 3);
 }

@@ -230,7 +230,7 @@ impl Sandbox {
         // Without the container nothing uses the mounts, which go now.
         let streams = init.unless_failed(made).await?;
         if let Some(volumes) = host.as_ref().and_then(|host| host.volumes.as_ref()) {
-            volumes.container_is_there().await;
+            volumes.container_is_there();
         }
         Ok((Container { init, host: host.map(|host| Arc::new(Mutex::new(host))) }, streams))
     }

@@ -21,7 +21,7 @@ const ID: &str = "0123456789ab";
 
 /// What both sides have, and how they behave.
 #[derive(Default)]
-struct World {
+pub(crate) struct World {
     /// Requests to the monitor and calls to the agent, in order.
     log: Vec<String>,
     /// On the bus.
@@ -40,7 +40,7 @@ struct World {
 }
 
 #[derive(Clone, Copy, Default, PartialEq)]
-enum Manners {
+pub(crate) enum Manners {
     #[default]
     Good,
     /// Doesn't find the device.
@@ -53,7 +53,7 @@ enum Manners {
 
 type Shared = Arc<Mutex<World>>;
 
-struct Scene {
+pub(crate) struct Scene {
     world: Shared,
     root: RuntimeRoot,
     record: SandboxRecord,
@@ -62,7 +62,7 @@ struct Scene {
 }
 
 impl Scene {
-    async fn new(world: World) -> Self {
+    pub(crate) async fn new(world: World) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let root = RuntimeRoot::open(dir.path()).unwrap();
         let record = SandboxRecord {
@@ -87,19 +87,24 @@ impl Scene {
         Self { world, root, record, _held: held, _dir: dir }
     }
 
-    async fn machine(&self) -> Machine {
+    pub(crate) async fn machine(&self) -> Machine {
         let machine = Machine::attach(&self.root, &self.record).await.unwrap();
         Machine { limit: Duration::from_millis(300), patience: Duration::from_millis(300), ..machine }
     }
 
+    /// From now on.
+    pub(crate) fn behave(&self, guest: Manners) {
+        self.world.lock().unwrap().guest = guest;
+    }
+
     /// What was asked for since the last look.
-    fn log(&self) -> Vec<String> {
+    pub(crate) fn log(&self) -> Vec<String> {
         let mut log = std::mem::take(&mut self.world.lock().unwrap().log);
         log.retain(|line| line != "GET /vm");
         log
     }
 
-    fn is_clean(&self) -> bool {
+    pub(crate) fn is_clean(&self) -> bool {
         let world = self.world.lock().unwrap();
         !world.plugged && !world.active
     }
@@ -213,6 +218,11 @@ async fn answer(mut stream: UnixStream, world: &Shared) {
 }
 
 impl World {
+    /// Nothing is plugged yet.
+    pub(crate) fn with(guest: Manners) -> Self {
+        Self { guest, ..Self::default() }
+    }
+
     fn monitor(&mut self, line: &str, body: &str) -> (u16, String) {
         self.log.push(line.into());
         let fault = |text: &str| format!("{{\"fault_message\":\"{text}\"}}");

@@ -170,4 +170,4 @@ impl From<MachineStateResponse> for MachineState {
 
 #[cfg(test)]
 #[path = "machine_test.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -1,6 +1,6 @@
 //! Tells the guest when a volume has changed.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -62,7 +62,7 @@ struct State {
 
 #[derive(Default)]
 struct Entries {
-    all: HashMap<u64, Entry>,
+    all: BTreeMap<u64, Entry>,
     last_key: u64,
 }
 
@@ -147,12 +147,18 @@ impl Watch {
         &self.volumes
     }
 
-    /// The container has copies now. Returns when they are as the volumes are, which may have changed since they were named.
-    pub(crate) async fn container_is_there(&self) {
+    /// The container has copies now. The guest is told at once what the volumes are, which may have changed since they were named;
+    /// nobody waits for it, since it may take its time.
+    pub(crate) fn container_is_there(&self) {
+        let mut entries = lock(&self.state.entries);
+        let now = Instant::now();
         for key in &self.keys {
-            lock(&self.state.entries).all.entry(*key).and_modify(|entry| entry.live = true);
-            self.state.update(*key).await;
+            entries.all.entry(*key).and_modify(|entry| {
+                entry.live = true;
+                entry.stale = Some(Stale { since: now, due: now, failures: 0 });
+            });
         }
+        self.state.work.notify_one();
     }
 
     fn forget_last(&mut self) {

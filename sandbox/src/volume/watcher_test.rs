@@ -98,7 +98,7 @@ async fn the_guest_is_told_of_what_changes_from_the_first_look_on() {
     assert_eq!((watch.volumes()[0].number, watch.volumes()[0].data.as_str()), (3, "..1"));
     // Between the look and the container's start.
     scene.write("..2");
-    watch.container_is_there().await;
+    watch.container_is_there();
     assert_eq!(scene.next().await, told("a", 3, "..2"));
     scene.write("..3");
     // What happened before the container was there may be told once more.
@@ -116,8 +116,8 @@ async fn the_guest_is_told_of_what_changes_from_the_first_look_on() {
 async fn two_containers_with_one_volume_are_told_until_both_are_gone() {
     let mut scene = Scene::new(0).await;
     let (one, two) = (scene.watch("one", 0), scene.watch("two", 0));
-    one.container_is_there().await;
-    two.container_is_there().await;
+    one.container_is_there();
+    two.container_is_there();
     assert_eq!(scene.next().await, told("one", 0, "..1"));
     assert_eq!(scene.next().await, told("two", 0, "..1"));
     drop(one);
@@ -129,7 +129,7 @@ async fn two_containers_with_one_volume_are_told_until_both_are_gone() {
 async fn a_guest_that_fails_is_told_again() {
     let mut scene = Scene::new(2).await;
     let watch = scene.watch("a", 0);
-    watch.container_is_there().await;
+    watch.container_is_there();
     for _ in 0..3 {
         assert_eq!(scene.next().await, told("a", 0, "..1"));
     }
@@ -141,7 +141,7 @@ async fn a_guest_that_fails_is_told_again() {
 async fn a_guest_that_always_fails_is_left_alone_until_the_next_change() {
     let mut scene = Scene::new(ATTEMPTS).await;
     let watch = scene.watch("a", 0);
-    watch.container_is_there().await;
+    watch.container_is_there();
     for _ in 0..ATTEMPTS {
         assert_eq!(scene.next().await, told("a", 0, "..1"));
     }
