@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
+use hull_sandbox::runtime_dir::LOCK_PATIENCE;
 use hull_sandbox::spec::parse_signal;
 use hull_sandbox::{RuntimeRoot, SandboxRecord};
 use nix::libc;
@@ -49,7 +50,7 @@ fn stop_one(root: &RuntimeRoot, wanted: &str, signal: Option<i32>, time_s: Optio
     match gone_within(root, &record.id, KILL_TIMEOUT)? {
         true => {
             // The killed owner could not tidy up; its monitor does, and this in case it was killed too.
-            root.sweep()?;
+            root.sweep(LOCK_PATIENCE)?;
             Ok(())
         }
         false => Err(anyhow!("container {wanted} is still running after SIGKILL").into()),

@@ -29,7 +29,8 @@ const NEW_RECORD: &str = "sandbox.new";
 const MAX_COMMAND_CHARS: usize = 4096;
 const MAX_RECORD_BYTES: u64 = 64 << 10;
 const MAX_SANDBOXES: usize = 10_000;
-const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the lock of all sandboxes is waited for.
+pub const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 /// `sun_path` with its terminating zero.
 const SOCKET_ADDRESS_BYTES: usize = 108;
 /// The longest name of a socket in a sandbox's directory.
@@ -123,7 +124,7 @@ impl RuntimeRoot {
 
     /// Makes and locks the directory of a new sandbox, after stale ones are gone; its name must be free.
     pub fn create(&self, record: &SandboxRecord) -> Result<RuntimeDir, SandboxError> {
-        let _lock = self.lock()?;
+        let _lock = self.lock(LOCK_PATIENCE)?;
         self.sweep_locked();
         if let Some(other) = self.records().find(|other| other.name == record.name) {
             return Err(SandboxError::NameTaken { name: other.name, id: other.id });
@@ -141,26 +142,28 @@ impl RuntimeRoot {
 
     /// Running sandboxes, oldest first.
     pub fn list(&self) -> Result<Vec<SandboxRecord>, SandboxError> {
-        let _lock = self.lock()?;
+        let _lock = self.lock(LOCK_PATIENCE)?;
         let mut records: Vec<_> = self.records().collect();
         records.sort_by(|a, b| (a.created_s, &a.id).cmp(&(b.created_s, &b.id)));
         Ok(records)
     }
 
-    /// Changes the record of a sandbox that another process owns, once it runs: from then on its owner leaves the record alone.
+    /// Changes the record of a sandbox, also of one that another process owns, once it runs: from then on its owner leaves the
+    /// record alone. Blocks while others have the lock.
     pub fn change_record(&self, id: &str, change: impl FnOnce(&mut SandboxRecord)) -> Result<(), SandboxError> {
-        let _lock = self.lock()?;
-        let Some(mut record) = self.records().find(|record| record.id == id) else { return Ok(()) };
+        let path = self.path.join(id);
+        let _lock = self.lock(LOCK_PATIENCE)?;
+        let Some(mut record) = read_record(&path).filter(|_| is_id(id) && is_held(&path)) else { return Ok(()) };
         if record.status == SandboxStatus::Running {
             change(&mut record);
-            write_record(&self.path.join(id), &record)?;
+            write_record(&path, &record)?;
         }
         Ok(())
     }
 
-    /// Removes what dead owners left.
-    pub fn sweep(&self) -> Result<(), SandboxError> {
-        let _lock = self.lock()?;
+    /// Removes what dead owners left. `patience` is how long it may wait for the lock; [`LOCK_PATIENCE`] is what others take.
+    pub fn sweep(&self, patience: Duration) -> Result<(), SandboxError> {
+        let _lock = self.lock(patience)?;
         self.sweep_locked();
         Ok(())
     }
@@ -191,10 +194,10 @@ impl RuntimeRoot {
     }
 
     /// Others hold this lock for moments only; one that is stopped in that moment must not stop everybody.
-    fn lock(&self) -> Result<Flock<File>, SandboxError> {
+    fn lock(&self, patience: Duration) -> Result<Flock<File>, SandboxError> {
         let failed = |source| SandboxError::RuntimeDir { path: self.path.clone(), source };
         let mut dir = File::open(&self.path).map_err(failed)?;
-        let deadline = Instant::now() + LOCK_PATIENCE;
+        let deadline = Instant::now() + patience;
         loop {
             match Flock::lock(dir, FlockArg::LockExclusiveNonblock) {
                 Ok(lock) => return Ok(lock),
@@ -385,6 +388,33 @@ mod tests {
         let listed = root.list().unwrap();
         assert_eq!(listed[0].command[0], "sh");
         assert!(listed[0].command[1].len() <= MAX_COMMAND_CHARS);
+    }
+
+    #[test]
+    fn one_record_is_changed_while_its_sandbox_runs_and_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = RuntimeRoot::open(dir.path()).unwrap();
+        let running = |id: &str| SandboxRecord { status: SandboxStatus::Running, ..record(id, id) };
+        let [ours, other] = ["0123456789ab", "0123456789ac"].map(running);
+        let _held = [root.create(&ours).unwrap(), root.create(&other).unwrap()];
+        let starting = root.create(&record("0123456789ad", "new")).unwrap();
+        for id in [ours.id.as_str(), "0123456789ad", "0123456789ae", "../0123456789ab", ""] {
+            root.change_record(id, |record| record.vcpus = 7).unwrap();
+        }
+        let vcpus: Vec<_> = root.list().unwrap().into_iter().map(|record| (record.id, record.vcpus)).collect();
+        let unchanged = |id: &str| (id.to_owned(), 1);
+        assert_eq!(vcpus, [(ours.id, 7), unchanged(&other.id), unchanged("0123456789ad")]);
+        drop(starting);
+    }
+
+    #[test]
+    fn who_is_in_a_hurry_does_not_wait_for_the_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = RuntimeRoot::open(dir.path()).unwrap();
+        let lock = root.lock(LOCK_PATIENCE).unwrap();
+        assert!(matches!(root.sweep(Duration::ZERO), Err(SandboxError::RuntimeDir { .. })));
+        drop(lock);
+        root.sweep(Duration::ZERO).unwrap();
     }
 
     #[test]

@@ -169,7 +169,7 @@ impl Sandbox {
             // Before it has the guest's memory, which would be counted where it was until then.
             cgroup.enter(monitor.pid())?;
         }
-        let dir = config.root.create(&config.record)?;
+        let dir = make_directory(config).await?;
         // Before the monitor opens it.
         let directory = config.shared_directory.then(|| SharedDir::create(dir.path())).transpose()?;
         let socket = |port: u32| dir.path().join(format!("{VSOCK_NAME}_{port}"));
@@ -357,6 +357,15 @@ async fn bring_up(
     timeline.mark("agent connected");
     tracing::debug!(agent = hello.agent_version, kernel = hello.kernel_release, "the guest answers");
     Ok(agent)
+}
+
+/// On a thread that may wait for the lock of the runtime directory.
+async fn make_directory(config: &SandboxConfig) -> Result<RuntimeDir, SandboxError> {
+    let (root, record) = (config.root.clone(), config.record.clone());
+    let made = tokio::task::spawn_blocking(move || root.create(&record)).await;
+    made.unwrap_or_else(|error| {
+        Err(SandboxError::RuntimeDir { path: config.root.path().to_owned(), source: error.into() })
+    })
 }
 
 /// The namespace that the monitor has entered, unless it is this process's.

@@ -25,10 +25,20 @@ use crate::bootstrap::Address;
 use crate::bundle::{Bundle, ShimRecord};
 use crate::task::{Exit, KILLED};
 
-/// containerd gives up after 5 seconds; together these stay below.
+/// How long a shim may take to do what it is asked for.
 const ASK_TIMEOUT: Duration = Duration::from_millis(1500);
+/// How long a process may take to end by itself.
 const END_TIMEOUT: Duration = Duration::from_millis(1000);
-const KILL_TIMEOUT: Duration = Duration::from_millis(1000);
+/// How long a killed process may take to be gone.
+const KILL_TIMEOUT: Duration = Duration::from_millis(700);
+/// How long others may hold the lock of the sandboxes.
+const LOCK_TIMEOUT: Duration = Duration::from_millis(300);
+/// containerd gives up after 5 seconds. At most there are: a shim that is asked and ends by itself (or else is killed, which takes
+/// less), and a monitor that does not and is killed.
+const _: () = assert!(
+    ASK_TIMEOUT.as_millis() + 2 * END_TIMEOUT.as_millis() + KILL_TIMEOUT.as_millis() + LOCK_TIMEOUT.as_millis() <= 4500
+        && KILL_TIMEOUT.as_millis() <= END_TIMEOUT.as_millis()
+);
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Mounts on top of one another that are undone.
@@ -119,15 +129,17 @@ fn end(shim: Option<&Process>, record: &ShimRecord, address: Option<&Address>) {
         // What can't be removed is used by others.
         let _ = cgroup.remove();
     }
-    if !record.runtime_root.as_os_str().is_empty()
-        && let Ok(root) = RuntimeRoot::open(&record.runtime_root)
-    {
-        let _ = root.sweep();
-    }
+    // Before what has to wait for others.
     if let Some(address) = address
         && !address.is_served()
     {
         address.remove();
+    }
+    if !record.runtime_root.as_os_str().is_empty()
+        && let Ok(root) = RuntimeRoot::open(&record.runtime_root)
+    {
+        // What stays behind, the next sandbox removes.
+        let _ = root.sweep(LOCK_TIMEOUT);
     }
 }
 

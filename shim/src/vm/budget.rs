@@ -27,6 +27,8 @@ pub struct Budget {
     containers: Mutex<BTreeMap<String, Limits>>,
     /// Held while the size changes. Never more than the VM has.
     current: tokio::sync::Mutex<Size>,
+    /// What the record of the sandbox is to say, whoever writes it last.
+    latest: Arc<Mutex<Size>>,
     shrinking: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -50,6 +52,7 @@ impl Budget {
             range,
             containers: Mutex::default(),
             current: tokio::sync::Mutex::new(range.least),
+            latest: Arc::new(Mutex::new(range.least)),
             shrinking: Mutex::default(),
         }
     }
@@ -118,12 +121,12 @@ impl Budget {
         let wanted = self.wanted();
         if wanted.memory_mib > current.memory_mib {
             current.memory_mib = self.machine.set_memory(wanted.memory_mib).await?.now_mib;
-            self.record(*current);
+            self.record(*current).await;
         }
         if wanted.vcpus > current.vcpus {
             self.machine.set_cpus(wanted.vcpus).await?;
             current.vcpus = wanted.vcpus;
-            self.record(*current);
+            self.record(*current).await;
         }
         Ok(())
     }
@@ -153,17 +156,23 @@ impl Budget {
             current.memory_mib = wanted.memory_mib;
             current.memory_mib = self.machine.set_memory(wanted.memory_mib).await?.now_mib;
         }
-        self.record(*current);
+        self.record(*current).await;
         Ok(())
     }
 
-    /// For `hull ps`.
-    fn record(&self, size: Size) {
+    /// For `hull ps`. Others may have the lock of the records: that is waited for on another thread, since all of this process's
+    /// work is done by one.
+    async fn record(&self, size: Size) {
         tracing::debug!(vcpus = size.vcpus, memory_mib = size.memory_mib, "the VM has another size");
-        let changed = self.root.change_record(&self.sandbox_id, |record| {
-            (record.vcpus, record.memory_mib) = (size.vcpus, size.memory_mib);
-        });
-        if let Err(error) = changed {
+        *self.latest.lock().unwrap_or_else(PoisonError::into_inner) = size;
+        let (root, id, latest) = (self.root.clone(), self.sandbox_id.clone(), Arc::clone(&self.latest));
+        let change = move || {
+            root.change_record(&id, |record| {
+                let size = *latest.lock().unwrap_or_else(PoisonError::into_inner);
+                (record.vcpus, record.memory_mib) = (size.vcpus, size.memory_mib);
+            })
+        };
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(change).await {
             tracing::debug!(error = one_line(&error), "the record of the sandbox is stale");
         }
     }
