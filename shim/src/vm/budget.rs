@@ -1,6 +1,5 @@
 //! A VM as large as its containers need it: it grows before a container is added or gets more, and shrinks after one is gone.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -10,6 +9,7 @@ use oci_spec::runtime::LinuxResources;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
+use super::ledger::{Entry, Ledger};
 use super::limits::Limits;
 use super::size::{Range, Size, demand};
 use crate::error::{TaskError, one_line};
@@ -24,7 +24,7 @@ pub struct Budget {
     sandbox_id: String,
     sizes: sizing::Defaults,
     range: Range,
-    containers: Mutex<BTreeMap<String, Limits>>,
+    containers: Mutex<Ledger>,
     /// Held while the size changes. Never more than the VM has.
     current: tokio::sync::Mutex<Size>,
     /// What the record of the sandbox is to say, whoever writes it last.
@@ -36,8 +36,7 @@ pub struct Budget {
 #[must_use]
 pub struct Claim {
     budget: Arc<Budget>,
-    id: String,
-    before: Option<Limits>,
+    entry: Entry,
     kept: bool,
 }
 
@@ -79,7 +78,7 @@ impl Budget {
     /// have is told so.
     pub async fn change(self: &Arc<Self>, id: &str, resources: &LinuxResources) -> Result<Claim, TaskError> {
         let before = self.demand().memory_mib;
-        let limits = self.containers().get(id).copied().unwrap_or_default().updated(resources);
+        let limits = self.containers().limits(id).unwrap_or_default().updated(resources);
         let claim = self.claim(id, limits);
         let (needed, most) = (self.demand().memory_mib, self.range.most.memory_mib);
         if needed > most && needed > before {
@@ -99,16 +98,16 @@ impl Budget {
     }
 
     fn claim(self: &Arc<Self>, id: &str, limits: Limits) -> Claim {
-        let before = self.containers().insert(id.into(), limits);
-        Claim { budget: Arc::clone(self), id: id.into(), before, kept: false }
+        let entry = self.containers().write(id, limits);
+        Claim { budget: Arc::clone(self), entry, kept: false }
     }
 
-    fn containers(&self) -> MutexGuard<'_, BTreeMap<String, Limits>> {
+    fn containers(&self) -> MutexGuard<'_, Ledger> {
         self.containers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn demand(&self) -> Size {
-        demand(self.containers().values(), &self.sizes)
+        demand(self.containers().all(), &self.sizes)
     }
 
     fn wanted(&self) -> Size {
@@ -191,7 +190,7 @@ impl Claim {
     pub fn keep(mut self) {
         self.kept = true;
         // It may need less than before.
-        if self.before.is_some() {
+        if self.entry.replaces_another() {
             self.budget.shrink_later();
         }
     }
@@ -202,12 +201,7 @@ impl Drop for Claim {
         if self.kept {
             return;
         }
-        let mut containers = self.budget.containers();
-        match self.before {
-            Some(before) => containers.insert(std::mem::take(&mut self.id), before),
-            None => containers.remove(&self.id),
-        };
-        drop(containers);
+        self.budget.containers().undo(&self.entry);
         self.budget.shrink_later();
     }
 }

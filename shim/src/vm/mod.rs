@@ -2,6 +2,7 @@
 
 mod budget;
 mod cgroup;
+mod ledger;
 mod limits;
 mod namespaces;
 mod network;
