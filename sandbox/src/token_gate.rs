@@ -15,7 +15,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, JoinHandle};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::error::SandboxError;
 use crate::random;
@@ -25,6 +25,8 @@ use crate::random;
 const TOKEN_TIMEOUT: Duration = Duration::from_secs(60);
 /// Tokens that are waited for at the same time.
 const MAX_EXPECTED: usize = 4096;
+/// Time between two lines in the log about what the guest does as often as it likes.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 type Expected = Arc<Mutex<Vec<(Token, oneshot::Sender<UnixStream>)>>>;
 
@@ -95,10 +97,12 @@ impl Drop for Pending {
 
 async fn accept(listener: UnixListener, expected: Expected) {
     let mut unproven = Unproven::default();
+    let refused = Arc::new(Mutex::new(Refused::default()));
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                unproven.admit(tokio::spawn(prove(stream, Arc::clone(&expected))).abort_handle());
+                let prove = prove(stream, Arc::clone(&expected), Arc::clone(&refused));
+                unproven.admit(tokio::spawn(prove).abort_handle());
                 // So that this one can prove itself before a crowd behind it makes it give way.
                 tokio::task::yield_now().await;
             }
@@ -133,14 +137,38 @@ impl Drop for Unproven {
     }
 }
 
-async fn prove(mut stream: UnixStream, expected: Expected) {
+/// Connections whose token nobody waited for. The guest makes as many of them as it likes, and lines in the log it does not.
+#[derive(Default)]
+struct Refused {
+    untold: u64,
+    told: Option<Instant>,
+}
+
+impl Refused {
+    /// One more. How many there were since the log had a line of them, if it is to have the next one.
+    fn note(&mut self, now: Instant) -> Option<u64> {
+        self.untold += 1;
+        if self.told.is_some_and(|told| now < told + LOG_INTERVAL) {
+            return None;
+        }
+        self.told = Some(now);
+        Some(std::mem::take(&mut self.untold))
+    }
+}
+
+async fn prove(mut stream: UnixStream, expected: Expected, refused: Arc<Mutex<Refused>>) {
     let mut bytes = [0; Token::LENGTH];
     if !matches!(timeout(TOKEN_TIMEOUT, stream.read_exact(&mut bytes)).await, Ok(Ok(_))) {
         return;
     }
     match take(&expected, &bytes) {
         Some(receiver) => drop(receiver.send(stream)),
-        None => tracing::warn!("a connection from the guest had no valid token"),
+        None => {
+            let count = refused.lock().unwrap_or_else(PoisonError::into_inner).note(Instant::now());
+            if let Some(count) = count {
+                tracing::warn!(count, "connections from the guest had no valid token");
+            }
+        }
     }
 }
 
@@ -207,6 +235,16 @@ mod tests {
         }
         let _short = dial(&path, b"abc").await;
         assert!(timeout(SOON, pending.connection()).await.is_err());
+    }
+
+    #[test]
+    fn a_guest_with_wrong_tokens_does_not_fill_the_log() {
+        let mut refused = Refused::default();
+        let start = Instant::now();
+        assert_eq!(refused.note(start), Some(1), "the first one is told at once");
+        assert!((1..1000).all(|time| refused.note(start + LOG_INTERVAL * time / 1000).is_none()));
+        assert_eq!(refused.note(start + LOG_INTERVAL), Some(1000), "none is forgotten");
+        assert_eq!(refused.note(start + LOG_INTERVAL), None);
     }
 
     #[tokio::test]
