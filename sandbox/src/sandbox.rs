@@ -177,7 +177,10 @@ impl Sandbox {
         let streams = TokenGate::listen(&socket(STREAM_PORT))?;
         let host = host_network(&config.network, monitor)?;
         let interfaces = match &host {
-            Some(host) => host.survey().await?.interfaces,
+            Some(host) => {
+                host.refuse_shared().await?;
+                host.survey().await?.interfaces
+            }
             None => Vec::new(),
         };
         let mut pending = ready.expect()?;

@@ -64,6 +64,14 @@ pub enum NetworkError {
     /// The monitor has not made the tap, or it is gone.
     #[error("There is no tap {0} in the network namespace")]
     NoTap(String),
+    /// Another VM has it.
+    #[error(
+        "The network namespace is that of another VM (its tap is {tap}): two VMs can't share one (--network container:...)"
+    )]
+    InUse {
+        /// The tap of the other VM's monitor.
+        tap: String,
+    },
     /// The namespace's resolver for names can't be asked.
     #[error("The resolver of the network namespace can't be asked")]
     Resolver {
@@ -155,6 +163,14 @@ impl HostNetwork {
     /// What is in it now.
     pub async fn survey(&self) -> Result<Network, NetworkError> {
         self.0.run(survey::network).await
+    }
+
+    /// Fails if another VM is connected to it. Of two, one would take what the other one sends and is sent.
+    pub(crate) async fn refuse_shared(&self) -> Result<(), NetworkError> {
+        match self.0.run(survey::tap).await? {
+            Some(tap) => Err(NetworkError::InUse { tap }),
+            None => Ok(()),
+        }
     }
 
     /// Listens for changes of it from now on.

@@ -102,6 +102,21 @@ async fn the_guest_gets_what_the_namespace_has() {
 }
 
 #[tokio::test]
+async fn a_namespace_of_another_vm_is_refused() {
+    let Some(namespace) = TestNamespace::new("shared") else { return };
+    namespace.ip("link add eth0 type veth peer name far");
+    let host = namespace.network();
+    host.refuse_shared().await.unwrap();
+    namespace.ip("tuntap add hull-tap7 mode tap");
+    assert_eq!(
+        host.refuse_shared().await.unwrap_err().to_string(),
+        "The network namespace is that of another VM (its tap is hull-tap7): two VMs can't share one (--network container:...)"
+    );
+    namespace.ip("link del hull-tap7");
+    host.refuse_shared().await.unwrap();
+}
+
+#[tokio::test]
 async fn frames_pass_between_an_interface_and_its_tap_and_the_namespace_takes_no_part() {
     let Some(namespace) = TestNamespace::new("wire") else { return };
     namespace.ip("link add eth0 type veth peer name far");

@@ -22,21 +22,18 @@ type Interfaces = BTreeMap<u32, Interface>;
 
 /// Interfaces with their addresses, routes and neighbours.
 pub async fn network(netlink: Handle) -> Result<Network, NetworkError> {
-    let fail = |what: &str| {
-        let what = what.to_owned();
-        move |source| NetworkError::Netlink { what, source: Box::new(source) }
-    };
-    let links: Vec<_> = netlink.link().get().execute().try_collect().await.map_err(fail("list interfaces"))?;
-    let addresses: Vec<_> = netlink.address().get().execute().try_collect().await.map_err(fail("list addresses"))?;
+    let links: Vec<_> = netlink.link().get().execute().try_collect().await.map_err(failed_to("list interfaces"))?;
+    let addresses: Vec<_> =
+        netlink.address().get().execute().try_collect().await.map_err(failed_to("list addresses"))?;
     let neighbours: Vec<_> =
-        netlink.neighbours().get().execute().try_collect().await.map_err(fail("list neighbours"))?;
+        netlink.neighbours().get().execute().try_collect().await.map_err(failed_to("list neighbours"))?;
     let mut routes = Vec::new();
     for any in [
         RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(),
         RouteMessageBuilder::<std::net::Ipv6Addr>::new().build(),
     ] {
         let found = netlink.route().get(any).execute().try_collect::<Vec<_>>();
-        routes.extend(found.await.map_err(fail("list routes"))?);
+        routes.extend(found.await.map_err(failed_to("list routes"))?);
     }
 
     let mut interfaces: Interfaces = links.iter().filter_map(interface).map(|found| (found.index, found)).collect();
@@ -58,21 +55,38 @@ pub async fn network(netlink: Handle) -> Result<Network, NetworkError> {
     .check()
 }
 
+/// The tap of a VM, if there is one.
+pub async fn tap(netlink: Handle) -> Result<Option<String>, NetworkError> {
+    let links: Vec<_> = netlink.link().get().execute().try_collect().await.map_err(failed_to("list interfaces"))?;
+    Ok(links.iter().find_map(|link| name(link).filter(|name| name.starts_with(TAP_PREFIX))).map(str::to_owned))
+}
+
+fn name(link: &LinkMessage) -> Option<&str> {
+    link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name.as_str()),
+        _ => None,
+    })
+}
+
+fn failed_to(what: &str) -> impl FnOnce(rtnetlink::Error) -> NetworkError + use<> {
+    let what = what.to_owned();
+    move |source| NetworkError::Netlink { what, source: Box::new(source) }
+}
+
 /// An Ethernet interface that is not a tap of ours.
 fn interface(link: &LinkMessage) -> Option<Interface> {
     if link.header.link_layer_type != LinkLayerType::Ether {
         return None;
     }
-    let (mut name, mut hardware_address, mut mtu) = (None, None, 0);
+    let (mut hardware_address, mut mtu) = (None, 0);
     for attribute in &link.attributes {
         match attribute {
-            LinkAttribute::IfName(text) => name = Some(text.clone()),
             LinkAttribute::Address(bytes) => hardware_address = mac(bytes),
             LinkAttribute::Mtu(bytes) => mtu = *bytes,
             _ => {}
         }
     }
-    let name = name.filter(|name| !name.starts_with(TAP_PREFIX))?;
+    let name = name(link).filter(|name| !name.starts_with(TAP_PREFIX))?.to_owned();
     Some(Interface { index: link.header.index, name, hardware_address: hardware_address?, mtu, addresses: Vec::new() })
 }
 
