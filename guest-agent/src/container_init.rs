@@ -4,8 +4,8 @@ use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use nix::sys::signal::{SigSet, Signal};
-use nix::unistd::{Pid, isatty, tcsetpgrp};
+use nix::sys::signal::SigSet;
+use nix::unistd::Pid;
 
 use crate::sys;
 
@@ -28,7 +28,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> u8 {
     // A process group of its own, so that Ctrl-C reaches the command once and not through us again.
     let mut program = Command::new(&command);
     program.args(arguments).process_group(0);
-    sys::reset_signals_in_child(&mut program);
+    sys::begin_in_foreground(&mut program);
     let child = match program.spawn() {
         Ok(child) => child,
         Err(error) => {
@@ -40,7 +40,6 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> u8 {
     let Ok(pid) = i32::try_from(child.id()).map(Pid::from_raw) else {
         return 126;
     };
-    give_terminal(pid);
     loop {
         match sys::wait_for_signal(&signals) {
             Ok(libc::SIGCHLD) => {
@@ -53,16 +52,6 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> u8 {
             // Only a wrong set of signals fails.
             Err(_) => return 126,
         }
-    }
-}
-
-/// The command's group becomes the terminal's foreground group.
-fn give_terminal(pid: Pid) {
-    let stdin = std::io::stdin();
-    if isatty(&stdin).unwrap_or(false) {
-        // Without this, tcsetpgrp from the background would stop us.
-        let _ = sys::ignore_signal(Signal::SIGTTOU);
-        let _ = tcsetpgrp(&stdin, pid);
     }
 }
 

@@ -93,11 +93,19 @@ pub fn reset_signals() -> io::Result<()> {
     Ok(SigSet::empty().thread_set_mask()?)
 }
 
-/// Lets the child that `command` starts begin with the signal dispositions and mask that a new program expects; it would
-/// inherit a mask of this process.
-pub fn reset_signals_in_child(command: &mut std::process::Command) {
-    // SAFETY: between fork and exec only sigaction and pthread_sigmask are called, which are async-signal-safe.
-    unsafe { command.pre_exec(reset_signals) };
+/// Lets the child that `command` starts, in a process group of its own, begin in the foreground of the terminal that is its
+/// standard input, and with the signal dispositions and mask that a new program expects; it would inherit a mask of this
+/// process.
+pub fn begin_in_foreground(command: &mut std::process::Command) {
+    let begin = || {
+        // In the background, tcsetpgrp would stop the process otherwise.
+        ignore_signal(Signal::SIGTTOU)?;
+        // SAFETY: two integers. It fails if there is no terminal, and then there is nothing to take.
+        unsafe { libc::tcsetpgrp(libc::STDIN_FILENO, libc::getpid()) };
+        reset_signals()
+    };
+    // SAFETY: between fork and exec only system calls are made, which are async-signal-safe.
+    unsafe { command.pre_exec(begin) };
 }
 
 /// Ignores a signal.
