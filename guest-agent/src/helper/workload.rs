@@ -107,12 +107,15 @@ impl Workload {
         if self.no_new_privileges {
             nix::sys::prctl::set_no_new_privs().context("set no_new_privs")?;
         }
-        if let Some(filter) = &self.seccomp {
-            seccomp::initialize_seccomp(filter)
-                .map_err(|error| Failure::invalid(format!("seccomp: {}", chain(&error))))?;
+        // A filter needs CAP_SYS_ADMIN or `noNewPrivileges`. With the latter it comes last, and so it may forbid all but execve.
+        if !self.no_new_privileges {
+            self.load_filter()?;
         }
         capabilities::drop_privileges(&self.capabilities, create_syscall().as_ref())
             .map_err(|error| Failure::internal(format!("set capabilities: {}", chain(&error))))?;
+        if self.no_new_privileges {
+            self.load_filter()?;
+        }
         execve(&path, &args, &env).map_err(|error| {
             let message = format!("exec {}: {}", path.to_string_lossy(), describe(error));
             match error {
@@ -122,6 +125,13 @@ impl Workload {
                 _ => Failure::denied(message),
             }
         })
+    }
+
+    fn load_filter(&self) -> Result<(), Failure> {
+        let Some(filter) = &self.seccomp else { return Ok(()) };
+        seccomp::initialize_seccomp(filter)
+            .map(drop)
+            .map_err(|error| Failure::invalid(format!("seccomp: {}", chain(&error))))
     }
 }
 
