@@ -83,6 +83,16 @@ pub fn close_on_exec_from_3() -> io::Result<()> {
     Ok(Errno::result(done).map(drop)?)
 }
 
+/// Whether the working directory is below this process's root, as the kernel sees it: after a change of root or mount
+/// namespace it may be a directory outside, which the C library's getcwd would look for from the inside.
+pub fn is_inside_root() -> io::Result<bool> {
+    // A path of PATH_MAX bytes with "(unreachable)" before it.
+    let mut path = [0_u8; 4096 + 16];
+    // SAFETY: getcwd writes at most as many bytes as it is told that the buffer has.
+    Errno::result(unsafe { libc::syscall(libc::SYS_getcwd, path.as_mut_ptr(), path.len()) })?;
+    Ok(path.starts_with(b"/"))
+}
+
 /// Restores the signal dispositions and mask that a new program expects.
 pub fn reset_signals() -> io::Result<()> {
     let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
@@ -340,6 +350,28 @@ mod tests {
         assert_eq!(End::Killed(64).status(), 192);
         // Stopped.
         assert_eq!(End::decode(0x137f), None);
+    }
+
+    #[test]
+    fn a_working_directory_outside_of_the_root_is_seen() {
+        use nix::sched::{CloneFlags, unshare};
+        assert!(is_inside_root().expect("getcwd"));
+        for (enter, answer) in [("/", Errno::EEXIST), (".", Errno::EXDEV)] {
+            let directory = tempfile::tempdir().expect("directory");
+            let mut command = Command::new("/");
+            let root = directory.path().to_path_buf();
+            let check = move || {
+                // A change of root needs a right that a new user namespace gives.
+                let _ = unshare(CloneFlags::CLONE_NEWUSER);
+                nix::unistd::chroot(&root)?;
+                nix::unistd::chdir(enter)?;
+                let answer = if is_inside_root()? { Errno::EEXIST } else { Errno::EXDEV };
+                Err(answer.into())
+            };
+            // SAFETY: the child has one thread, and only makes system calls.
+            unsafe { command.pre_exec(check) };
+            assert_eq!(command.status().expect_err("an answer").raw_os_error(), Some(answer as i32), "{enter}");
+        }
     }
 
     #[test]

@@ -179,6 +179,10 @@ fn become_user(
         chdir(process.cwd())
             .map_err(|error| Failure::invalid(format!("working directory {}: {error}", process.cwd().display())))?;
     }
+    // A link in /proc of a process that isn't the container's own leads out of it.
+    if !sys::is_inside_root().unwrap_or(false) {
+        return Err(Failure::invalid(format!("working directory {}: not in the container", process.cwd().display())));
+    }
     Ok(process)
 }
 

@@ -174,7 +174,7 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 }
 
 /// Sets that are not given are empty: a process has the capabilities that it was given, and no others.
-fn complete(given: Option<&LinuxCapabilities>) -> LinuxCapabilities {
+pub fn complete(given: Option<&LinuxCapabilities>) -> LinuxCapabilities {
     let mut all = LinuxCapabilities::default();
     let set =
         |get: fn(&LinuxCapabilities) -> &Option<_>| given.and_then(|given| get(given).clone()).unwrap_or_default();
