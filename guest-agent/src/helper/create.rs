@@ -13,7 +13,7 @@ use oci_spec::runtime::Spec;
 use protobuf::Message;
 
 use crate::failure::{Context, Failure};
-use crate::helper::root::Root;
+use crate::helper::root::{Root, clean};
 use crate::helper::user::Users;
 use crate::helper::workload::{Workload, chain};
 use crate::helper::{Task, device_nodes, devices, rootfs, shared, specification};
@@ -48,8 +48,9 @@ pub fn run(task: Task, namespace: Option<&str>) -> Result<Pid, Failure> {
     specification::join_pid_namespace(&mut spec, joined)?;
     specification::set_user(&mut extracted.process, &request.user, &Users::read(&root)?)?;
     inject(&root, &request)?;
-    // As Docker and runc do for a working directory that the image doesn't have.
-    root.make_directory(extracted.process.cwd())?;
+    // As Docker and runc do for a working directory that the image doesn't have, and while the root is writable. What is
+    // below a mount is made later (`workload`).
+    root.make_directory(&clean(extracted.process.cwd()))?;
     device_nodes::bind_elsewhere(&mut spec, &layout::devices(id))?;
     own_streams(&spec, &extracted.process)?;
     if !is_shared {

@@ -97,6 +97,19 @@ impl Root {
     }
 }
 
+/// An absolute path without `.` and `..`, as if no name in it were a link.
+pub fn clean(path: &Path) -> PathBuf {
+    let mut cleaned = PathBuf::from("/");
+    for component in path.components() {
+        match component {
+            Component::Normal(name) => cleaned.push(name),
+            Component::ParentDir => drop(cleaned.pop()),
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    cleaned
+}
+
 /// Directories of an absolute path, and its last name.
 fn split(path: &str) -> Result<(Vec<PathBuf>, Option<PathBuf>), Failure> {
     let mut names = Vec::new();
@@ -163,6 +176,15 @@ mod tests {
         let (directory, root) = root();
         nix::unistd::mkfifo(&directory.path().join("passwd"), Mode::from_bits_truncate(0o600)).expect("fifo");
         assert_eq!(root.read("/passwd", 99), Ok(None));
+    }
+
+    #[test]
+    fn paths_are_cleaned() {
+        for (path, cleaned) in
+            [("/", "/"), ("/a/./b//c/", "/a/b/c"), ("/a/../b", "/b"), ("/../..", "/"), ("/a/b/../../../c", "/c")]
+        {
+            assert_eq!(clean(Path::new(path)), Path::new(cleaned), "{path}");
+        }
     }
 
     #[test]

@@ -129,9 +129,11 @@ pub fn map_id(mappings: Option<&Vec<LinuxIdMapping>>, id: u32) -> u32 {
         .unwrap_or(id)
 }
 
-/// The process as libcontainer gets it: capabilities and filters come later (`workload`), labels are of no use.
+/// The process as libcontainer gets it: its directory, capabilities and filters come later (`workload`), labels are of no
+/// use.
 pub fn for_libcontainer(process: &Process) -> Process {
     let mut process = process.clone();
+    process.set_cwd(PathBuf::from("/"));
     process.set_capabilities(None).set_no_new_privileges(None).set_apparmor_profile(None).set_selinux_label(None);
     process
 }

@@ -12,12 +12,13 @@ use libcontainer::syscall::syscall::create_syscall;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use libcontainer::{capabilities, seccomp};
 use nix::errno::Errno;
-use nix::unistd::{AccessFlags, access, execve};
+use nix::unistd::{AccessFlags, Gid, Uid, access, chdir, execve, fchown, isatty, setfsgid, setfsuid};
 use oci_spec::runtime::{LinuxCapabilities, LinuxSeccomp, Process, Spec};
 
 use crate::container_init;
 use crate::failure::{Context, Failure};
 use crate::helper::reply::{Reply, Reporter};
+use crate::helper::root::{Root, clean};
 use crate::layout;
 use crate::sys;
 
@@ -29,6 +30,8 @@ pub struct Workload {
     capabilities: LinuxCapabilities,
     no_new_privileges: bool,
     seccomp: Option<LinuxSeccomp>,
+    user: Uid,
+    cwd: PathBuf,
     /// The command runs under an init process.
     pub use_init: bool,
     /// The container has a new network namespace, whose loopback interface is down.
@@ -45,6 +48,8 @@ impl Workload {
             capabilities: complete(process.capabilities().as_ref()),
             no_new_privileges: process.no_new_privileges().unwrap_or(false),
             seccomp,
+            user: Uid::from_raw(process.user().uid()),
+            cwd: clean(process.cwd()),
             use_init: false,
             new_network: false,
             reporter,
@@ -127,6 +132,48 @@ impl Workload {
         })
     }
 
+    /// What a container's first process does as its user, but with all capabilities that the container may have.
+    fn prepare(&self) -> Result<(), Failure> {
+        self.enter_directory()?;
+        self.find()?;
+        let stdin = std::io::stdin();
+        if isatty(&stdin).unwrap_or(false) {
+            // Group tty (5) stays, as the terminal file system has it.
+            fchown(&stdin, Some(self.user), None).context("give the terminal to the user")?;
+        }
+        if self.new_network {
+            sys::interface_up("lo").context("bring the loopback interface up")?;
+        }
+        Ok(())
+    }
+
+    /// Enters the working directory. As root first, who a file server asks for where capabilities say nothing to it; a
+    /// directory that only the user may enter (on a network file system) is tried again.
+    fn enter_directory(&self) -> Result<(), Failure> {
+        let (user, group) = (setfsuid(Uid::from_raw(0)), setfsgid(Gid::from_raw(0)));
+        let as_root = self.make_and_enter_directory();
+        setfsgid(group);
+        setfsuid(user);
+        // The kernel has taken some away with the root user.
+        capabilities::reset_effective(create_syscall().as_ref())
+            .map_err(|error| Failure::internal(format!("keep capabilities: {}", chain(&error))))?;
+        as_root.or_else(|failure| chdir(&self.cwd).map_err(|_| failure))?;
+        // A link in /proc of a process that isn't the container's own leads out of it.
+        match sys::is_inside_root() {
+            Ok(true) => Ok(()),
+            _ => Err(Failure::invalid(format!("working directory {}: not in the container", self.cwd.display()))),
+        }
+    }
+
+    /// One that is missing here is below a mount, which wasn't there when it was made in the root file system: it is made
+    /// now, as runc does.
+    fn make_and_enter_directory(&self) -> Result<(), Failure> {
+        if chdir(&self.cwd) == Err(Errno::ENOENT) {
+            Root::open(Path::new("/"))?.make_directory(&self.cwd)?;
+        }
+        chdir(&self.cwd).map_err(|error| Failure::invalid(format!("working directory {}: {error}", self.cwd.display())))
+    }
+
     fn load_filter(&self) -> Result<(), Failure> {
         let Some(filter) = &self.seccomp else { return Ok(()) };
         seccomp::initialize_seccomp(filter)
@@ -138,13 +185,7 @@ impl Workload {
 /// libcontainer calls these in the container's first process: the check before it waits for the start, the command after.
 impl Executor for Workload {
     fn validate(&self, _: &Spec) -> Result<(), ExecutorValidationError> {
-        let checked = self.find().map(drop).and_then(|()| {
-            if self.new_network {
-                sys::interface_up("lo").context("bring the loopback interface up")?;
-            }
-            Ok(())
-        });
-        checked.map_err(|failure| {
+        self.prepare().map_err(|failure| {
             self.reporter.report(&Reply::Failed(failure.clone()));
             ExecutorValidationError::ArgValidationError(failure.message)
         })
