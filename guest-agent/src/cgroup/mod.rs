@@ -19,6 +19,9 @@ use crate::layout;
 /// Most cgroups of one container that are walked; a container may make its own below its own.
 const MAX_CGROUPS: usize = 1024;
 
+/// Most walks that the removal of a cgroup takes.
+const MAX_WALKS: usize = 1024;
+
 /// Most processes that a list names.
 const MAX_PIDS: usize = 8192;
 
@@ -95,18 +98,25 @@ pub async fn kill_all(cgroup: &Path, timeout: Duration) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Removes an empty cgroup with those below it.
+/// Removes an empty cgroup with those below it. A walk sees a part of very many; what it doesn't see keeps its parents, and
+/// the next one gets further.
 pub fn remove(cgroup: &Path) -> std::io::Result<()> {
-    if !cgroup.exists() {
-        return Ok(());
-    }
-    for directory in walk(cgroup).iter().rev() {
-        match fs::remove_dir(directory) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-            _ => {}
+    for _ in 0..MAX_WALKS {
+        let (mut removed, mut failed) = (false, None);
+        for directory in walk(cgroup).iter().rev() {
+            match fs::remove_dir(directory) {
+                Ok(()) => removed = true,
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => failed = Some(error),
+            }
+        }
+        match failed {
+            None => return Ok(()),
+            Some(error) if !removed => return Err(error),
+            Some(_) => {}
         }
     }
-    Ok(())
+    Err(std::io::Error::other("too many cgroups"))
 }
 
 /// What the controllers have counted.
@@ -222,6 +232,22 @@ mod tests {
         assert_eq!(value(events, "oom_kill"), 1);
         assert_eq!(value(events, "oom"), 2);
         assert_eq!(value(events, "missing"), 0);
+    }
+
+    #[test]
+    fn more_cgroups_than_one_walk_sees_are_removed() {
+        let parent = tempfile::tempdir().expect("directory");
+        let cgroup = parent.path().join("cgroup");
+        for number in 0..2 * MAX_CGROUPS {
+            fs::create_dir_all(cgroup.join(format!("{}/{number}", number % 3))).expect("make");
+        }
+        remove(&cgroup).expect("remove");
+        assert!(!cgroup.exists());
+        remove(&cgroup).expect("one that is gone");
+        // What can't be removed ends it.
+        fs::create_dir_all(cgroup.join("below")).expect("make");
+        fs::write(cgroup.join("below/file"), "").expect("write");
+        assert_eq!(remove(&cgroup).map_err(|error| error.kind()), Err(ErrorKind::DirectoryNotEmpty));
     }
 
     #[test]
