@@ -90,7 +90,8 @@ impl agent_ttrpc::Agent for Service {
         _: &TtrpcContext,
         request: agent::CreateContainerRequest,
     ) -> Result<agent::CreateContainerResponse> {
-        let pid = self.0.containers.create(request).await?;
+        let state = self.0.clone();
+        let pid = to_the_end(async move { state.containers.create(request).await }).await?;
         Ok(agent::CreateContainerResponse { pid, ..Default::default() })
     }
 
@@ -104,7 +105,8 @@ impl agent_ttrpc::Agent for Service {
         _: &TtrpcContext,
         request: agent::ExecProcessRequest,
     ) -> Result<agent::ExecProcessResponse> {
-        let pid = self.0.containers.exec(request).await?;
+        let state = self.0.clone();
+        let pid = to_the_end(async move { state.containers.exec(request).await }).await?;
         Ok(agent::ExecProcessResponse { pid, ..Default::default() })
     }
 
@@ -186,7 +188,8 @@ impl agent_ttrpc::Agent for Service {
     }
 
     async fn delete_container(&self, _: &TtrpcContext, request: agent::DeleteContainerRequest) -> Result<agent::Empty> {
-        self.0.containers.delete(&request).await?;
+        let state = self.0.clone();
+        to_the_end(async move { state.containers.delete(request).await }).await?;
         Ok(agent::Empty::new())
     }
 
@@ -283,5 +286,35 @@ impl agent_ttrpc::Agent for Service {
             power::off();
         });
         Ok(agent::Empty::new())
+    }
+}
+
+/// Does work that must not stop half-way: ttrpc drops a request's handler at the caller's deadline, and what it had begun
+/// would stay as it is.
+async fn to_the_end<T: Send + 'static>(
+    work: impl Future<Output = std::result::Result<T, Failure>> + Send + 'static,
+) -> std::result::Result<T, Failure> {
+    tokio::spawn(work).await.unwrap_or_else(|error| Err(Failure::internal(error)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_goes_on_when_nobody_waits_for_it() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("runtime");
+        runtime.block_on(async {
+            let (go, gone) = tokio::sync::oneshot::channel();
+            let (sender, done) = tokio::sync::oneshot::channel();
+            let mut waiting = Box::pin(to_the_end(async move {
+                gone.await.map_err(Failure::internal)?;
+                sender.send(()).map_err(|()| Failure::internal("nobody looks"))
+            }));
+            assert!(futures::poll!(&mut waiting).is_pending());
+            drop(waiting);
+            go.send(()).expect("the work goes on");
+            done.await.expect("the work comes to its end");
+        });
     }
 }

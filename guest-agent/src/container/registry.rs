@@ -202,7 +202,7 @@ impl Registry {
     }
 
     /// Removes a container, or the record of an exec'd process.
-    pub async fn delete(&self, request: &DeleteContainerRequest) -> Result<(), Failure> {
+    pub async fn delete(&self, request: DeleteContainerRequest) -> Result<(), Failure> {
         let container = self.get(&request.container_id)?;
         if !request.exec_id.is_empty() {
             return container.forget_exec(&request.exec_id);
@@ -212,6 +212,10 @@ impl Registry {
         }
         let _changing = self.changing.lock().await;
         let id = &container.id;
+        // Another one may have removed it meanwhile, and its identifier may be a new container's.
+        if !self.holds(&container) {
+            return Err(Failure::not_found(format!("no container {id}")));
+        }
         removal::kill(id, &container.init).await?;
         lock(&self.table).insert(id.clone(), Entry::Reserved);
         let _volumes = container.volumes.lock().await;
@@ -224,6 +228,11 @@ impl Registry {
         container.removed.send_replace(true);
         self.release(&container.root);
         Ok(())
+    }
+
+    /// Whether this very container is the one with its identifier.
+    fn holds(&self, container: &Arc<Container>) -> bool {
+        matches!(lock(&self.table).get(&container.id), Some(Entry::Live(live)) if Arc::ptr_eq(live, container))
     }
 
     fn reserve(&self, id: &str) -> Result<(), Failure> {
