@@ -131,6 +131,64 @@ fn containers_of_a_pod_share_what_the_host_says() {
 }
 
 #[test]
+fn the_first_process_of_a_shared_pid_namespace_is_no_way_out() {
+    block_on(async {
+        let pod = Pod::start().await;
+        let traces = |spec: &mut Value| {
+            spec["linux"]["namespaces"][0]["path"] = "/proc/1/ns/pid".into();
+            for set in ["bounding", "effective", "permitted"] {
+                spec["process"]["capabilities"][set] = json!(["CAP_SYS_PTRACE", "CAP_KILL"]);
+            }
+        };
+        let script = "kill -34 1; usleep 200000; ls -a /proc/1/root/ /proc/1/cwd/
+            while read -r name value; do case $name in Cap*) echo \"$name $value\";; esac; done < /proc/1/status
+            echo up; exec sleep 1234";
+        let (container, mut streams) = pod.create("c", script, traces).await.unwrap();
+        container.start().await.unwrap();
+        let mut seen = Vec::new();
+        while seen.last().is_none_or(|last| last != "up") && seen.len() < 100 {
+            seen.push(line(&mut streams).await);
+        }
+        seen.retain(|line| !matches!(line.as_str(), "." | ".." | ""));
+        let capabilities = ["Inh", "Prm", "Eff", "Bnd", "Amb"].map(|set| format!("Cap{set}: 0000000000000000"));
+        let expected = ["/proc/1/cwd/:", "/proc/1/root/:"].map(String::from).into_iter().chain(capabilities);
+        assert_eq!(seen, expected.chain(["up".to_owned()]).collect::<Vec<_>>());
+
+        let process = json!({ "args": ["true"], "cwd": "/proc/1/root", "user": { "uid": 0, "gid": 0 } }).to_string();
+        let io = hull_sandbox::ProcessIo { stdin: false, terminal: None };
+        let refused = container.exec("e", process, "", io).await.err().unwrap();
+        assert!(refused.to_string().contains("not in the container"), "{refused}");
+        let outside = |spec: &mut Value| {
+            traces(spec);
+            spec["process"]["cwd"] = "/proc/1/root".into();
+        };
+        let refused = pod.create("outside", "true", outside).await.err().unwrap();
+        assert!(refused.to_string().contains("not in the container"), "{refused}");
+        container.process().signal(9, false).await.unwrap();
+        container.process().wait().await.unwrap();
+        container.delete(false).await.unwrap();
+        pod.end().await;
+    });
+}
+
+#[test]
+fn a_working_directory_below_a_mount_is_made() {
+    block_on(async {
+        let pod = Pod::start().await;
+        let volume = pod.directory("volume");
+        let mounts = add_mounts(vec![bind(&volume, "/data", &["rbind", "rprivate", "rw"])]);
+        let change = |spec: &mut Value| {
+            mounts(spec);
+            spec["process"]["cwd"] = "/data/none/../made/here".into();
+            spec["process"]["user"] = json!({ "uid": 1000, "gid": 1000 });
+        };
+        assert_eq!(pod.run("c", "pwd; stat -c %u:%g:%a . ..", change).await, "/data/made/here\n0:0:755\n0:0:755\n");
+        assert!(volume.join("made/here").is_dir() && !volume.join("none").exists());
+        pod.end().await;
+    });
+}
+
+#[test]
 fn a_container_is_paused_and_limited() {
     block_on(async {
         let pod = Pod::start().await;

@@ -103,6 +103,16 @@ fn the_terminal_has_the_callers_size_and_follows_a_resize() {
 }
 
 #[test]
+fn the_terminal_is_its_users_and_the_init_process_gives_it_to_the_command() {
+    let hull = Hull::new();
+    let script = "stty -echo; echo by-name >/dev/pts/0; stat -c 'owner %u' /dev/pts/0; exit 4";
+    let mut terminal = Terminal::start_with(&hull, &["--init", "-u", "1000"], 80, 24, &["sh", "-c", script]);
+    terminal.expect("by-name");
+    terminal.expect("owner 1000");
+    assert_eq!(terminal.child.wait().unwrap().code(), Some(4));
+}
+
+#[test]
 fn ctrl_c_reaches_the_foreground_job_and_not_hull() {
     let hull = Hull::new();
     let mut terminal = Terminal::start(&hull, 80, 24, &["sh"]);
