@@ -2,12 +2,16 @@
 //! works again.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation, reason = "tests")]
 
+use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::process::Command;
 use std::sync::Arc;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
 use super::attack_ring_test::each_device;
 use super::spec::pci::common;
-use super::spec::status;
+use super::spec::{feature, status};
 use super::specimen::{Kind, Specimen};
 use super::testing::{Machine, Part, WINDOW};
 
@@ -309,5 +313,44 @@ fn a_storm_of_notifications_takes_no_memory() {
         storm(specimen);
         let grown = resident_kib().saturating_sub(before);
         assert!(grown < MOST_KIB, "{grown} KiB more after a second storm");
+    });
+}
+
+/// Does what [`Driver::start`](super::testing::Driver::start) does, with only `spare` descriptors left from `DRIVER_OK` on. True if
+/// the device has started.
+fn start_with_few_descriptors(specimen: &mut Specimen, spare: u64) -> bool {
+    let driver = &mut specimen.driver;
+    driver.queues.clear();
+    driver.enable_msix();
+    driver.negotiate(Some(driver.device_features() & !feature::RING_EVENT_IDX));
+    for index in 0..driver.get16(common::NUM_QUEUES) {
+        driver.add_queue(index);
+    }
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    let next = File::open("/dev/null").unwrap().as_raw_fd();
+    setrlimit(Resource::RLIMIT_NOFILE, u64::from(next.unsigned_abs()) + spare, hard).unwrap();
+    driver.driver_ok();
+    setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
+    driver.status() & status::DEVICE_NEEDS_RESET == 0
+}
+
+/// In a process of its own, because the limit is for all of it.
+#[test]
+fn a_device_that_could_not_start_starts_when_there_are_descriptors_again() {
+    const MARK: &str = "HULL_DESCRIPTOR_TEST";
+    if std::env::var_os(MARK).is_none() {
+        let name = "virtio::attack_bus_test::a_device_that_could_not_start_starts_when_there_are_descriptors_again";
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        assert!(child.args(["--exact", name, "--nocapture"]).env(MARK, "1").status().unwrap().success());
+        return;
+    }
+    each_device(|specimen| {
+        let started = (0..32).filter(|&spare| {
+            let started = start_with_few_descriptors(specimen, spare);
+            specimen.restart();
+            specimen.works();
+            started
+        });
+        assert!((1..32).contains(&started.count()), "the limit is out of place");
     });
 }

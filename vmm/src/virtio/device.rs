@@ -48,7 +48,8 @@ pub trait VirtioDevice: Send {
     /// The transport shows the guest a copy, taken at plugging, at each write and at each reset.
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
-    /// Starts the device: the driver has set `DRIVER_OK`. On an error the transport sets `DEVICE_NEEDS_RESET`.
+    /// Starts the device: the driver has set `DRIVER_OK`. On an error the transport calls [`reset`](VirtioDevice::reset) and sets
+    /// `DEVICE_NEEDS_RESET`; a later start may go well.
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
 
     /// Stops the workers and waits for them. The device is as new afterwards; the transport makes new queues.

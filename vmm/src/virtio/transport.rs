@@ -436,7 +436,10 @@ impl Transport {
             interrupt: Arc::clone(&self.interrupt),
             driver_features: self.driver_features,
         };
-        self.device.activate(activation).map_err(|error| error.to_string())?;
+        if let Err(error) = self.device.activate(activation) {
+            self.device.reset();
+            return Err(error.to_string());
+        }
         self.active = true;
         Ok(())
     }

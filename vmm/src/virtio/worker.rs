@@ -4,7 +4,9 @@
 //! gives their events to the service. A pause waits until the service has returned from its handler.
 
 use std::io;
+use std::mem;
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::mpsc::{self, Receiver, SendError};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -122,12 +124,24 @@ impl Control {
 /// Handle to the thread.
 pub struct Worker<S> {
     control: Arc<Control>,
-    thread: JoinHandle<S>,
+    thread: JoinHandle<Option<S>>,
 }
 
 impl<S: Service> Worker<S> {
-    /// Starts a thread named `name`.
-    pub fn start(name: &str, service: S) -> io::Result<Self> {
+    /// Starts a thread named `name`. An error comes with the service.
+    pub fn start(name: &str, service: S) -> Result<Self, (io::Error, S)> {
+        let (sender, receiver) = mpsc::sync_channel(1);
+        let worker = match Self::spawn(name, receiver) {
+            Ok(worker) => worker,
+            Err(error) => return Err((error, service)),
+        };
+        // Can't fail: the thread waits for it.
+        sender.send(service).map_err(|SendError(service)| (io::ErrorKind::BrokenPipe.into(), service))?;
+        Ok(worker)
+    }
+
+    /// A thread that waits for its service.
+    fn spawn(name: &str, service: Receiver<S>) -> io::Result<Self> {
         let control = Arc::new(Control {
             event: EventFd::new(EFD_NONBLOCK)?,
             state: Mutex::new(State { command: Command::Run, idle: false }),
@@ -139,7 +153,7 @@ impl<S: Service> Worker<S> {
         let thread = std::thread::Builder::new()
             .name(name.to_owned())
             .stack_size(STACK_BYTES)
-            .spawn(move || run(service, &watch, &on_thread))?;
+            .spawn(move || service.recv().ok().map(|service| run(service, &watch, &on_thread)))?;
         Ok(Self { control, thread })
     }
 
@@ -160,7 +174,7 @@ impl<S: Service> Worker<S> {
     /// Ends the thread and returns the service; `None` if it panicked.
     pub fn stop(self) -> Option<S> {
         self.control.command(Command::Stop);
-        self.thread.join().ok()
+        self.thread.join().ok().flatten()
     }
 }
 
@@ -174,22 +188,29 @@ pub trait Quiesce {
 }
 
 /// The workers of a device: none until its driver is ready.
-pub struct Workers<S>(Vec<Worker<S>>);
+pub struct Workers<S> {
+    running: Vec<Worker<S>>,
+    /// Services that could not be started.
+    left: Vec<S>,
+}
 
 impl<S> Default for Workers<S> {
     fn default() -> Self {
-        Self(Vec::new())
+        Self { running: Vec::new(), left: Vec::new() }
     }
 }
 
 impl<S: Service> Workers<S> {
-    /// Starts a thread for each service, all or none. They are named `name`.
+    /// Starts a thread for each service, all or none. They are named `name`. [`Workers::stop`] returns them also after an error.
     pub fn start(&mut self, name: &str, services: impl IntoIterator<Item = S>) -> io::Result<()> {
-        for service in services {
+        let mut services = services.into_iter();
+        while let Some(service) = services.next() {
             match Worker::start(name, service) {
-                Ok(worker) => self.0.push(worker),
-                Err(error) => {
-                    self.stop();
+                Ok(worker) => self.running.push(worker),
+                Err((error, service)) => {
+                    self.left = self.stop();
+                    self.left.push(service);
+                    self.left.extend(services);
                     return Err(error);
                 }
             }
@@ -199,17 +220,19 @@ impl<S: Service> Workers<S> {
 
     /// Ends the threads and returns the services of those that did not panic.
     pub fn stop(&mut self) -> Vec<S> {
-        std::mem::take(&mut self.0).into_iter().filter_map(Worker::stop).collect()
+        let mut services = mem::take(&mut self.left);
+        services.extend(mem::take(&mut self.running).into_iter().filter_map(Worker::stop));
+        services
     }
 }
 
 impl<S: Service> Quiesce for Workers<S> {
     fn pause(&self) {
-        self.0.iter().for_each(Worker::pause);
+        self.running.iter().for_each(Worker::pause);
     }
 
     fn resume(&self) {
-        self.0.iter().for_each(Worker::resume);
+        self.running.iter().for_each(Worker::resume);
     }
 }
 
@@ -287,7 +310,7 @@ mod tests {
 
     #[test]
     fn a_service_that_does_not_start_hears_of_it() {
-        let worker = Worker::start("test", Unstartable(None)).unwrap();
+        let worker = Worker::start("test", Unstartable(None)).ok().unwrap();
         worker.pause();
         assert_eq!(worker.stop().unwrap().0, Some(io::ErrorKind::AlreadyExists));
     }

@@ -273,7 +273,7 @@ mod tests {
             },
             gate: Gate::new(SharedLimiter::new(None).unwrap(), counters),
         };
-        (ring, Worker::start("test", service).unwrap())
+        (ring, Worker::start("test", service).ok().unwrap())
     }
 
     #[test]

@@ -27,6 +27,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 use thiserror::Error;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use self::commands::Commands;
 use self::port::Port;
@@ -335,15 +336,17 @@ impl Net {
             gate(&self.shared.tx_limiter),
             Arc::clone(&self.counters),
         );
+        // The port last: nothing can fail any more that would lose it.
+        let again = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         let port = self.port(pair)?;
         Ok(PairService::new(
-            (pair, port),
+            (pair, port, again),
             (receiver, transmitter),
             commands,
             Arc::clone(&self.shared),
             activation.memory.clone(),
             Arc::clone(&activation.interrupt),
-        )?)
+        ))
     }
 }
 

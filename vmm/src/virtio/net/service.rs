@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use vm_memory::GuestAddressSpace;
 use vmm_sys_util::epoll::EventSet;
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::Stop;
 use super::commands::Commands;
@@ -59,14 +59,14 @@ pub struct PairService {
 impl PairService {
     /// A service that hasn't started.
     pub fn new(
-        (pair, port): (u16, Port),
+        (pair, port, again): (u16, Port, EventFd),
         (receiver, transmitter): (Receiver, Transmitter),
         commands: Option<Commands>,
         shared: Arc<Shared>,
         memory: GuestRam,
         interrupt: Arc<dyn Interrupt>,
-    ) -> io::Result<Self> {
-        Ok(Self {
+    ) -> Self {
+        Self {
             pair,
             memory,
             interrupt,
@@ -75,14 +75,14 @@ impl PairService {
             receiver,
             transmitter,
             commands,
-            again: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+            again,
             readable: true,
             writable: true,
             has_buffers: true,
             has_frames: true,
             hung_up: false,
             watched: false,
-        })
+        }
     }
 
     /// The port, for the next time that the device starts.
