@@ -172,6 +172,20 @@ fn the_first_process_of_a_shared_pid_namespace_is_no_way_out() {
 }
 
 #[test]
+fn a_filter_without_new_privileges_need_not_allow_what_the_runtime_does() {
+    block_on(async {
+        let pod = Pod::start().await;
+        let change = |spec: &mut Value| {
+            spec["process"]["noNewPrivileges"] = true.into();
+            let refused = json!({ "names": ["capset", "prctl", "mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO" });
+            spec["linux"]["seccomp"] = json!({ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [refused] });
+        };
+        assert_eq!(pod.run("c", "mkdir /tmp/x 2>/dev/null || echo refused", change).await, "refused\n");
+        pod.end().await;
+    });
+}
+
+#[test]
 fn a_working_directory_below_a_mount_is_made() {
     block_on(async {
         let pod = Pod::start().await;
