@@ -74,8 +74,14 @@ fn clean_up(args: &Args, runtime: &Runtime) -> u32 {
             _ => false,
         };
         if !serves_others {
-            end(shim.as_ref(), &record, address.as_ref());
+            end(shim.as_ref(), &record);
         }
+    }
+    // A `start` that was killed has left it without a word.
+    if let Some(address) = address
+        && !address.is_served()
+    {
+        address.remove();
     }
     unmount(&bundle);
     record.monitor_pid
@@ -112,7 +118,7 @@ fn known<T>(result: ttrpc::Result<T>) -> ttrpc::Result<Option<T>> {
 }
 
 /// Kills what is left of a shim and its VM, and removes what they can't remove any more.
-fn end(shim: Option<&Process>, record: &ShimRecord, address: Option<&Address>) {
+fn end(shim: Option<&Process>, record: &ShimRecord) {
     let monitor = Process::of_record(record.monitor_pid, &record.sandbox_id);
     if let Some(shim) = shim {
         shim.kill();
@@ -128,12 +134,6 @@ fn end(shim: Option<&Process>, record: &ShimRecord, address: Option<&Address>) {
     if let Some(cgroup) = &record.cgroup {
         // What can't be removed is used by others.
         let _ = cgroup.remove();
-    }
-    // Before what has to wait for others.
-    if let Some(address) = address
-        && !address.is_served()
-    {
-        address.remove();
     }
     if !record.runtime_root.as_os_str().is_empty()
         && let Ok(root) = RuntimeRoot::open(&record.runtime_root)
