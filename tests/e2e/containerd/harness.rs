@@ -221,12 +221,13 @@ impl Containerd {
         self.ctr(["container", "rm", id]).ok();
     }
 
-    /// As [`Containerd::remove`], of a container that may not have come into being.
+    /// As [`Containerd::remove`], of a container that may not have come into being, or does so just now.
     pub fn forget(&self, id: &str) {
-        self.end(id);
-        if self.ctr(["container", "ls", "--quiet"]).ok().lines().any(|line| line == id) {
-            self.ctr(["container", "rm", id]).ok();
-        }
+        wait_for(&format!("{id} to be deleted"), || {
+            self.end(id);
+            let exists = self.ctr(["container", "ls", "--quiet"]).ok().lines().any(|line| line == id);
+            !exists || self.ctr(["container", "rm", id]).code == Some(0)
+        });
     }
 
     fn end(&self, id: &str) {
@@ -252,6 +253,15 @@ impl Containerd {
 
     pub fn shims(&self) -> Vec<i32> {
         self.processes("containerd-shim-kata-v2")
+    }
+
+    /// Shims without those that only start or delete another one.
+    pub fn serving_shims(&self) -> Vec<i32> {
+        let serves = |pid: &i32| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line.split(|byte| *byte == 0).any(|word| word == b"-socket")
+        };
+        self.shims().into_iter().filter(serves).collect()
     }
 
     pub fn monitors(&self) -> Vec<i32> {

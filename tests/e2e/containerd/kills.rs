@@ -20,7 +20,7 @@ enum Victim {
 /// Where a container is in its life when somebody dies.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Phase {
-    /// The first process of the runtime is there.
+    /// The runtime's first process that stays is there.
     Starting,
     /// The VM is there, but not yet its agent.
     Booting,
@@ -43,7 +43,7 @@ const SCRIPT: &str = "trap 'sleep 1; exit 0' TERM; while :; do sleep 0.1; done";
 fn kill_one(containerd: &mut Containerd, victim: Victim) -> bool {
     let pids = match victim {
         Victim::Monitor => containerd.monitors(),
-        Victim::Shim => containerd.shims(),
+        Victim::Shim => containerd.serving_shims(),
         Victim::Containerd => {
             containerd.restart();
             return true;
@@ -60,7 +60,7 @@ fn bring(containerd: &Containerd, phase: Phase, victim: Victim) -> (String, Vec<
     let spawn = |args: &[&str]| containerd.command(args).spawn().unwrap();
     let mut start = containerd.command(&args).spawn().unwrap();
     match phase {
-        Phase::Starting if victim != Victim::Monitor => wait_for("a shim", || !containerd.shims().is_empty()),
+        Phase::Starting if victim != Victim::Monitor => wait_for("a shim", || !containerd.serving_shims().is_empty()),
         Phase::Starting | Phase::Booting => wait_for("a VM", || !containerd.monitors().is_empty()),
         _ => {
             let started = start.wait().unwrap();
