@@ -125,15 +125,19 @@ fn end(shim: Option<&Process>, record: &ShimRecord) {
         shim.ended_within(KILL_TIMEOUT);
     }
     // The monitor ends by itself when it sees the end of its shim.
-    if let Some(monitor) = monitor
+    if let Some(monitor) = &monitor
         && !monitor.ended_within(END_TIMEOUT)
     {
         monitor.kill();
         monitor.ended_within(KILL_TIMEOUT);
     }
     if let Some(cgroup) = &record.cgroup {
-        // What can't be removed is used by others.
-        let _ = cgroup.remove();
+        // What can't be removed is used by others, or by a monitor whose shim died before it could write down which one it is:
+        // that takes a second to end, while nobody had to wait for one above.
+        let removed = cgroup.remove();
+        if removed.is_err() && monitor.is_none() {
+            let _ = cgroup.remove();
+        }
     }
     if !record.runtime_root.as_os_str().is_empty()
         && let Ok(root) = RuntimeRoot::open(&record.runtime_root)
