@@ -78,6 +78,22 @@ async fn to_the_end<T: Send + 'static>(
     })
 }
 
+/// Somebody who waits for a task that is being made. Dropped when its connection is lost, as with containerd's death, or when it
+/// has waited long enough: then the task is not wanted any more.
+struct Caller<'a> {
+    shim: &'a Shim,
+    id: String,
+    waits: bool,
+}
+
+impl Drop for Caller<'_> {
+    fn drop(&mut self) {
+        if self.waits {
+            self.shim.give_up(&self.id);
+        }
+    }
+}
+
 fn empty<T>(_: T) -> Empty {
     Empty::default()
 }
@@ -85,8 +101,11 @@ fn empty<T>(_: T) -> Empty {
 #[async_trait]
 impl TaskApi for TaskService {
     async fn create(&self, _: &TtrpcContext, request: CreateTaskRequest) -> ttrpc::Result<CreateTaskResponse> {
-        let pid = to_the_end(create::create(Arc::clone(&self.0), request)).await?;
-        Ok(CreateTaskResponse { pid, ..Default::default() })
+        // Who doesn't wait for the answer will not know of the task.
+        let mut caller = Caller { shim: &self.0, id: request.id.clone(), waits: true };
+        let pid = to_the_end(create::create(Arc::clone(&self.0), request)).await;
+        caller.waits = false;
+        Ok(CreateTaskResponse { pid: pid?, ..Default::default() })
     }
 
     async fn start(&self, _: &TtrpcContext, request: StartRequest) -> ttrpc::Result<StartResponse> {

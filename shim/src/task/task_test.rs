@@ -150,3 +150,16 @@ async fn a_kill_for_want_of_memory_is_told_before_the_end_and_once() {
     }
     assert_eq!(shim.events.topics(), ["/tasks/oom"]);
 }
+
+#[tokio::test]
+async fn a_task_whose_caller_is_gone_before_it_is_made_is_unwanted() {
+    let shim = shim();
+    let made = || Arc::new(Task::new("c", "/bundle".into(), 1, Arc::new(Process::new("", Stdio::default())), None));
+    let creating = shim.reserve("c").unwrap();
+    drop(Caller { shim: &shim, id: "c".into(), waits: false });
+    assert!(creating.fulfil(made()));
+    shim.forget("c");
+    let creating = shim.reserve("c").unwrap();
+    drop(Caller { shim: &shim, id: "c".into(), waits: true });
+    assert!(!creating.fulfil(made()), "whoever made it has to delete it");
+}
