@@ -19,6 +19,8 @@ use crate::text::one_line;
 
 /// A hook without a limit of its own may take this long: somebody waits for the container.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long what a hook said may take to arrive after its end.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How much of what a hook says is kept.
 const MAX_SAID_BYTES: u64 = 4 << 10;
 
@@ -177,10 +179,19 @@ async fn attend(child: &mut Child, told: &[u8]) -> io::Result<(ExitStatus, Strin
             let _ = tokio::io::copy(&mut stderr, &mut tokio::io::sink()).await;
         }
     };
-    // A descendant may hold its standard error: the end of the process is what counts.
-    let status = tokio::select! {
-        status = child.wait() => status?,
-        ((), ()) = async { tokio::join!(tell, hear) } => child.wait().await?,
+    let status = {
+        let talk = async { tokio::join!(tell, hear) };
+        tokio::pin!(talk);
+        // A descendant may hold its standard error: the end of the process is what counts.
+        let (status, has_said_all) = tokio::select! {
+            status = child.wait() => (status?, false),
+            _ = &mut talk => (child.wait().await?, true),
+        };
+        if !status.success() && !has_said_all {
+            // What it said last may still be on its way.
+            let _ = timeout(LAST_WORDS, talk).await;
+        }
+        status
     };
     Ok((status, String::from_utf8_lossy(&said).into_owned()))
 }
