@@ -70,6 +70,7 @@ pub use error::SandboxError;
 pub use host_cgroup::{HostCgroup, HostCgroupError};
 pub use hull_protocol::agent::{ConfigureNetworkRequest, IpNetwork, Neighbour, NetworkInterface, Route};
 pub use hull_vmm::config::{Drive, MAX_DRIVE_ID_BYTES, is_identifier};
+pub use hull_vmm::fd::raise_limit as raise_file_limit;
 pub use machine::Machine;
 pub use monitor::VmEnd;
 pub use network::NetworkNamespace;

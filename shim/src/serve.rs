@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use hull_sandbox::raise_file_limit;
 use nix::sys::stat::{SFlag, fstat};
 use nix::unistd::{dup2_stdin, dup2_stdout, setsid};
 use tokio::signal::unix::{SignalKind, signal};
@@ -35,7 +35,7 @@ const MAX_FILES: u64 = 1 << 16;
 /// Runs the daemon to its end.
 pub fn serve(args: Args) -> anyhow::Result<()> {
     let (listener, mut starter) = take_over()?;
-    raise_file_limit();
+    raise_file_limit(MAX_FILES);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let bundle = Bundle::open(&args.bundle).map_err(anyhow::Error::from);
     let (runtime, bundle) = match (runtime.context("starting the event loop"), bundle) {
@@ -74,13 +74,6 @@ fn take_over() -> anyhow::Result<(UnixListener, File)> {
     setsid().context("making a session")?;
     listener.set_nonblocking(true)?;
     Ok((listener, starter))
-}
-
-/// As far as it may; with what there was before, fewer processes find room.
-fn raise_file_limit() {
-    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, soft.max(MAX_FILES.min(hard)), hard);
-    }
 }
 
 async fn run(args: Args, listener: UnixListener, mut starter: File) -> anyhow::Result<Arc<Shim>> {

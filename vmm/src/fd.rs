@@ -1,8 +1,17 @@
-//! File descriptors that the caller's process passed by number.
+//! File descriptors: those that the caller's process passed by number, and how many there may be.
 #![allow(unsafe_code, reason = "a number on the command line has to become an owned descriptor somewhere")]
 
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+/// Lets this process open up to `most` files, as far as it may: with what there was before it has to do otherwise.
+pub fn raise_limit(most: u64) {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, soft.max(most.min(hard)), hard);
+    }
+}
 
 /// Takes an inherited descriptor and makes sure that no child inherits it again. A number that was taken before, or that is a file
 /// of this process, is refused: those are close-on-exec, which nothing that was inherited can be.

@@ -24,9 +24,9 @@ use hull_vmm::log::one_line;
 use hull_vmm::report::{BootPhase, ExitCause, ExitReport};
 use hull_vmm::vm::{EndSignal, Ending};
 use hull_vmm::{fd, log, memory, panics};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// Most open files: what vsock connections need, and 65,000 for each share. Nothing in the monitor is sized by it.
+/// Most open files: what vsock connections need, and 65,000 for each share's files that the guest knows; some must be left for the
+/// control socket whatever the guest opens. Nothing in the monitor is sized by it.
 const MAX_FILES: u64 = 1 << 20;
 
 /// The descriptors of a killed front door close one after the other: that of the configuration before that of the events.
@@ -215,7 +215,7 @@ fn read_config(source: &ConfigSource) -> Result<VmConfig> {
 
 fn run(args: RunArgs) -> ExitCode {
     memory::limit_heap_arenas();
-    raise_file_limit();
+    fd::raise_limit(MAX_FILES);
     let events = match open_events(args.events_fd) {
         Ok(events) => Arc::new(events),
         Err(error) => {
@@ -240,14 +240,6 @@ fn run(args: RunArgs) -> ExitCode {
             code
         }
         Err(error) => fail_start(&events, &cleanup, error.as_ref(), Duration::ZERO),
-    }
-}
-
-/// Each vsock connection is a descriptor, and so is each file of a share that the guest knows; there must be some left for the
-/// control socket whatever the guest opens.
-fn raise_file_limit() {
-    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, soft.max(MAX_FILES.min(hard)), hard);
     }
 }
 

@@ -26,7 +26,7 @@ use crate::helper::create::{SPECIFICATION, give_streams};
 use crate::helper::reply::Reply;
 use crate::helper::root::Root;
 use crate::helper::user::Users;
-use crate::helper::workload::{Workload, chain};
+use crate::helper::workload::{Workload, chain, refuse_outside};
 use crate::helper::{Task, specification};
 use crate::layout::Bundle;
 use crate::{identifier, sys};
@@ -179,10 +179,7 @@ fn become_user(
         chdir(process.cwd())
             .map_err(|error| Failure::invalid(format!("working directory {}: {error}", process.cwd().display())))?;
     }
-    // A link in /proc of a process that isn't the container's own leads out of it.
-    if !sys::is_inside_root().unwrap_or(false) {
-        return Err(Failure::invalid(format!("working directory {}: not in the container", process.cwd().display())));
-    }
+    refuse_outside(process.cwd())?;
     Ok(process)
 }
 

@@ -158,11 +158,7 @@ impl Workload {
         capabilities::reset_effective(create_syscall().as_ref())
             .map_err(|error| Failure::internal(format!("keep capabilities: {}", chain(&error))))?;
         as_root.or_else(|failure| chdir(&self.cwd).map_err(|_| failure))?;
-        // A link in /proc of a process that isn't the container's own leads out of it.
-        match sys::is_inside_root() {
-            Ok(true) => Ok(()),
-            _ => Err(Failure::invalid(format!("working directory {}: not in the container", self.cwd.display()))),
-        }
+        refuse_outside(&self.cwd)
     }
 
     /// One that is missing here is below a mount, which wasn't there when it was made in the root file system: it is made
@@ -198,6 +194,15 @@ impl Executor for Workload {
 
     fn exec(&self, _: &Spec) -> Result<(), ExecutorError> {
         Err(ExecutorError::Other(self.run().message))
+    }
+}
+
+/// Refuses a working directory, `cwd`, that was entered and isn't in the container: a link in /proc of a process that isn't the
+/// container's own leads out of it.
+pub fn refuse_outside(cwd: &Path) -> Result<(), Failure> {
+    match sys::is_inside_root() {
+        Ok(true) => Ok(()),
+        _ => Err(Failure::invalid(format!("working directory {}: not in the container", cwd.display()))),
     }
 }
 
