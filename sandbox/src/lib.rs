@@ -54,6 +54,8 @@ pub mod sandbox;
 pub mod shared_dir;
 pub mod sizing;
 pub mod spec;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod text;
 pub mod timeline;
 mod token_gate;

@@ -1,91 +1,23 @@
 //! The life of a sandbox with a shell script as monitor and a ttrpc server in this process as guest.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use hull_protocol::agent::*;
-use hull_protocol::agent_ttrpc::{Agent, create_agent};
+use hull_protocol::agent_ttrpc::Agent;
 use hull_protocol::{PROTOCOL_VERSION, Token};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{UnixListener, UnixStream};
-use ttrpc::asynchronous::transport::Listener;
-use ttrpc::asynchronous::{Server, TtrpcContext};
+use tokio::net::UnixStream;
+use ttrpc::asynchronous::TtrpcContext;
 
-use crate::container::{ContainerConfig, ProcessIo};
-use crate::network::NetworkNamespace;
-use crate::runtime_dir::{RuntimeRoot, SandboxRecord, SandboxStatus};
-use crate::sandbox::{Sandbox, SandboxConfig};
-use crate::timeline::Timeline;
+use crate::container::ProcessIo;
+use crate::sandbox::Sandbox;
+use crate::testing::{Stage, container, guest};
 use crate::{AgentErrorKind, SandboxError};
 
-const ID: &str = "0123456789ab";
-const SAVE_CONFIG: &str = "printf %s \"$config\" > config.new; mv config.new config.json";
 const PATIENCE: Duration = Duration::from_secs(20);
-
-/// A runtime root and a monitor that is a shell script; the script runs in the sandbox's directory.
-struct Scene {
-    dir: tempfile::TempDir,
-}
-
-impl Scene {
-    fn new(script: &str) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let program = dir.path().join("vmm");
-        // run --config-fd N --events-fd N --runtime-dir DIR --id ID
-        fs::write(&program, format!("#!/bin/bash\nconfig=$(cat <&$3)\ncd \"$7\" || exit 9\n{script}\n")).unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-        fs::create_dir(dir.path().join("run")).unwrap();
-        Self { dir }
-    }
-
-    fn runtime(&self) -> PathBuf {
-        self.dir.path().join("run")
-    }
-
-    fn sandbox_dir(&self) -> PathBuf {
-        self.runtime().join(ID)
-    }
-
-    async fn create(&self, ready_timeout: Duration) -> Result<Sandbox, SandboxError> {
-        let config = SandboxConfig {
-            record: SandboxRecord {
-                id: ID.into(),
-                name: "test".into(),
-                image: "none".into(),
-                command: Vec::new(),
-                created_s: 0,
-                status: SandboxStatus::Starting,
-                owner_pid: std::process::id(),
-                monitor_pid: 0,
-                vcpus: 1,
-                memory_mib: 128,
-                max_memory_mib: 128,
-                stop_signal: 15,
-                stop_timeout_s: 10,
-            },
-            max_vcpus: 1,
-            root: RuntimeRoot::open(&self.runtime()).unwrap(),
-            monitor: self.dir.path().join("vmm"),
-            kernel: "/kernel".into(),
-            initramfs: "/initramfs".into(),
-            drives: Vec::new(),
-            shared_directory: false,
-            watchdog: false,
-            network: NetworkNamespace::Host,
-            cgroup: None,
-            ready_timeout,
-        };
-        Sandbox::create(config, Arc::new(Timeline::default())).await
-    }
-
-    fn assert_nothing_left(&self) {
-        assert_eq!(fs::read_dir(self.runtime()).unwrap().count(), 0);
-    }
-}
 
 /// How the fake agent behaves.
 #[derive(Clone, Copy, Default)]
@@ -180,43 +112,10 @@ impl Agent for FakeAgent {
     }
 }
 
-/// Plays the guest behind the monitor's vsock socket, until aborted.
-async fn guest(dir: PathBuf, manners: Manners) {
-    let token = boot_token(&dir).await;
-    let listener = UnixListener::bind(dir.join("v")).unwrap();
-    let sockets = futures::stream::unfold(listener, |listener| async move {
-        let (mut stream, _) = listener.accept().await.unwrap();
-        let mut line = [0; 13];
-        stream.read_exact(&mut line).await.unwrap();
-        assert_eq!(&line, b"CONNECT 1024\n");
-        stream.write_all(b"OK 77\n").await.unwrap();
-        Some((Ok(stream), listener))
-    });
-    let agent = FakeAgent { dir: dir.clone(), manners };
-    let mut server = Server::new().add_listener(Listener::new(sockets)).register_service(create_agent(Arc::new(agent)));
-    server.start().await.unwrap();
-    let mut ready = UnixStream::connect(dir.join("v_1024")).await.unwrap();
-    let bytes = match manners.wrong_boot_token {
-        true => [1; 16],
-        false => *token.as_bytes(),
-    };
-    ready.write_all(&bytes).await.unwrap();
-    std::future::pending().await
-}
-
-async fn boot_token(dir: &Path) -> Token {
-    let config = loop {
-        match fs::read_to_string(dir.join("config.json")) {
-            Ok(config) => break config,
-            Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
-        }
-    };
-    let (_, rest) = config.split_once("hull.boot_token=").unwrap();
-    rest[..32].parse().unwrap()
-}
-
-async fn booted(scene: &Scene, manners: Manners) -> Result<Sandbox, SandboxError> {
-    let guest = tokio::spawn(guest(scene.sandbox_dir(), manners));
+async fn booted(scene: &Stage, manners: Manners) -> Result<Sandbox, SandboxError> {
+    let agent = FakeAgent { dir: scene.sandbox_dir(), manners };
+    let prove = move |token: Token| if manners.wrong_boot_token { [1; Token::LENGTH] } else { *token.as_bytes() };
+    let guest = tokio::spawn(guest(scene.sandbox_dir(), agent, prove));
     let sandbox = scene.create(Duration::from_secs(2)).await;
     if sandbox.is_err() {
         guest.abort();
@@ -224,26 +123,9 @@ async fn booted(scene: &Scene, manners: Manners) -> Result<Sandbox, SandboxError
     sandbox
 }
 
-fn sleeping() -> Scene {
-    Scene::new(&format!("{SAVE_CONFIG}; exec sleep 600"))
-}
-
-fn container(id: &str) -> ContainerConfig {
-    ContainerConfig {
-        id: id.into(),
-        spec_json: "{}".into(),
-        image_serial: "image".into(),
-        read_only: false,
-        user: String::new(),
-        use_init: false,
-        files: Vec::new(),
-        io: ProcessIo { stdin: false, terminal: None },
-    }
-}
-
 #[tokio::test]
 async fn a_container_runs_to_its_end_and_nothing_is_left() {
-    let scene = sleeping();
+    let scene = Stage::sleeping();
     let sandbox = booted(&scene, Manners::default()).await.unwrap();
     let names: Vec<_> = sandbox.timeline().marks().iter().map(|mark| mark.name).collect();
     assert!(names.contains(&"agent started") && names.contains(&"agent ready"), "{names:?}");
@@ -264,7 +146,7 @@ async fn a_container_runs_to_its_end_and_nothing_is_left() {
 async fn a_vm_that_dies_before_it_is_ready_says_why_at_once() {
     let event =
         r#"{"event":"exited","cause":"panic","message":"","console_tail":"Kernel panic - not syncing: no init\n"}"#;
-    let scene = Scene::new(&format!("printf '%s\\n' '{event}' >&$5; exit 1"));
+    let scene = Stage::new(&format!("printf '%s\\n' '{event}' >&$5; exit 1"));
     let start = Instant::now();
     let error = scene.create(Duration::from_secs(600)).await.err().unwrap();
     assert_eq!(error.to_string(), "The guest kernel panicked; console: Kernel panic - not syncing: no init");
@@ -274,10 +156,10 @@ async fn a_vm_that_dies_before_it_is_ready_says_why_at_once() {
 
 #[tokio::test]
 async fn a_monitor_without_a_last_word_is_described_by_its_status() {
-    let scene = Scene::new("echo 'bad flag' >&2; exit 2");
+    let scene = Stage::new("echo 'bad flag' >&2; exit 2");
     let error = scene.create(Duration::from_secs(600)).await.err().unwrap();
     assert!(error.to_string().contains("status 2") && error.to_string().contains("bad flag"), "{error}");
-    let scene = Scene::new("kill -9 $$");
+    let scene = Stage::new("kill -9 $$");
     let error = scene.create(Duration::from_secs(600)).await.err().unwrap();
     assert!(error.to_string().contains("killed by signal 9"), "{error}");
     scene.assert_nothing_left();
@@ -285,7 +167,7 @@ async fn a_monitor_without_a_last_word_is_described_by_its_status() {
 
 #[tokio::test]
 async fn a_guest_that_never_reports_is_given_up() {
-    let scene = sleeping();
+    let scene = Stage::sleeping();
     let error = scene.create(Duration::from_millis(200)).await.err().unwrap();
     assert!(matches!(error, SandboxError::NotReady(_)), "{error}");
     scene.assert_nothing_left();
@@ -293,7 +175,7 @@ async fn a_guest_that_never_reports_is_given_up() {
 
 #[tokio::test]
 async fn a_wrong_boot_token_makes_nobody_ready() {
-    let scene = sleeping();
+    let scene = Stage::sleeping();
     let manners = Manners { wrong_boot_token: true, ..Manners::default() };
     let error = booted(&scene, manners).await.err().unwrap();
     assert!(matches!(error, SandboxError::NotReady(_)), "{error}");
@@ -302,7 +184,7 @@ async fn a_wrong_boot_token_makes_nobody_ready() {
 
 #[tokio::test]
 async fn an_agent_of_another_version_is_refused() {
-    let scene = sleeping();
+    let scene = Stage::sleeping();
     let manners = Manners { other_version: true, ..Manners::default() };
     let error = booted(&scene, manners).await.err().unwrap();
     assert!(error.to_string().contains("protocol"), "{error}");
@@ -311,7 +193,7 @@ async fn an_agent_of_another_version_is_refused() {
 
 #[tokio::test]
 async fn an_error_of_the_agent_is_one_clean_line_of_a_kind() {
-    let scene = sleeping();
+    let scene = Stage::sleeping();
     let manners = Manners { refuse_create: true, ..Manners::default() };
     let sandbox = booted(&scene, manners).await.unwrap();
     let Err(SandboxError::Agent(error)) = sandbox.create_container(container("c")).await else {
@@ -324,7 +206,7 @@ async fn an_error_of_the_agent_is_one_clean_line_of_a_kind() {
 
 #[tokio::test]
 async fn streams_that_are_never_connected_are_named() {
-    let scene = sleeping();
+    let scene = Stage::sleeping();
     let manners = Manners { no_streams: true, ..Manners::default() };
     let sandbox = booted(&scene, manners).await.unwrap();
     let error = sandbox.create_container(container("c")).await.err().unwrap();
@@ -335,7 +217,7 @@ async fn streams_that_are_never_connected_are_named() {
 
 #[tokio::test]
 async fn what_may_be_there_although_it_was_not_made_is_discarded_in_the_guest() {
-    let scene = sleeping();
+    let scene = Stage::sleeping();
     let sandbox = booted(&scene, Manners { too_slow: true, ..Manners::default() }).await.unwrap();
     let Err(SandboxError::Agent(error)) = sandbox.create_container(container("late")).await else {
         panic!("too slow");
@@ -358,7 +240,7 @@ async fn what_may_be_there_although_it_was_not_made_is_discarded_in_the_guest() 
 
 #[tokio::test]
 async fn a_killed_monitor_ends_every_wait_at_once() {
-    let scene = sleeping();
+    let scene = Stage::sleeping();
     let sandbox = booted(&scene, Manners::default()).await.unwrap();
     let (container, _streams) = sandbox.create_container(container("forever")).await.unwrap();
     let monitor = i32::try_from(sandbox.record().monitor_pid).unwrap();
@@ -382,7 +264,7 @@ async fn a_killed_monitor_ends_every_wait_at_once() {
 
 #[tokio::test]
 async fn dropping_a_sandbox_kills_its_monitor_and_removes_its_directory() {
-    let scene = sleeping();
+    let scene = Stage::sleeping();
     let sandbox = booted(&scene, Manners::default()).await.unwrap();
     let monitor = format!("/proc/{}/comm", sandbox.record().monitor_pid);
     assert!(Path::new(&monitor).exists());
@@ -397,8 +279,8 @@ async fn dropping_a_sandbox_kills_its_monitor_and_removes_its_directory() {
 
 #[tokio::test]
 async fn a_missing_monitor_is_named() {
-    let scene = sleeping();
-    fs::remove_file(scene.dir.path().join("vmm")).unwrap();
+    let scene = Stage::sleeping();
+    fs::remove_file(scene.path().join("vmm")).unwrap();
     let error = scene.create(Duration::from_secs(1)).await.err().unwrap();
     assert!(matches!(error, SandboxError::Spawn { .. }), "{error}");
     scene.assert_nothing_left();

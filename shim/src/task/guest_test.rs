@@ -1,8 +1,6 @@
 //! Tasks in a guest that does not do what it is asked: a shell script is its monitor, a ttrpc server in this process its agent.
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use containerd_shim_protos::api::{DeleteRequest, KillRequest, StartRequest};
@@ -11,19 +9,15 @@ use hull_protocol::agent::{
     ExecProcessResponse, HelloRequest, HelloResponse, SignalProcessRequest, Streams, WaitProcessRequest,
     WaitProcessResponse,
 };
-use hull_protocol::agent_ttrpc::{Agent, create_agent};
-use hull_protocol::{AGENT_PORT, PROTOCOL_VERSION, READY_PORT, STREAM_PORT, Token};
-use hull_sandbox::container::{ContainerConfig, ProcessIo};
-use hull_sandbox::runtime_dir::SandboxStatus;
-use hull_sandbox::timeline::Timeline;
-use hull_sandbox::{NetworkNamespace, RuntimeRoot, Sandbox, SandboxConfig, SandboxRecord};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{UnixListener, UnixStream};
+use hull_protocol::agent_ttrpc::Agent;
+use hull_protocol::{PROTOCOL_VERSION, STREAM_PORT};
+use hull_sandbox::RuntimeRoot;
+use hull_sandbox::testing::{Stage, container, guest};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::UnixStream;
 use tokio::sync::{Notify, mpsc};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use ttrpc::Code;
-use ttrpc::asynchronous::Server;
-use ttrpc::asynchronous::transport::Listener;
 
 use super::process::{Guest, Process};
 use super::shim::{Exec, Task};
@@ -34,7 +28,6 @@ use crate::stdio::Stdio;
 use crate::vm::Vm;
 
 const SOON: Duration = Duration::from_secs(20);
-const ID: &str = "0123456789ab";
 
 /// An agent that says yes to everything. A signal ends a process that was exec'd, and nothing ends a container.
 struct Yes {
@@ -103,7 +96,7 @@ impl Agent for Yes {
 
 /// A running container `c` in the guest, with the exec'd process `e` that was not started yet.
 struct Scene {
-    dir: tempfile::TempDir,
+    stage: Stage,
     shim: Arc<Shim>,
     task: Arc<Task>,
     asked: mpsc::UnboundedReceiver<String>,
@@ -112,14 +105,15 @@ struct Scene {
 
 impl Scene {
     async fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        let stage = Stage::sleeping();
         let (sender, asked) = mpsc::unbounded_channel();
         let go_on = Arc::new(Notify::new());
-        let sandbox_dir = dir.path().join("run").join(ID);
-        let agent = Yes { dir: sandbox_dir, asked: sender, go_on: Arc::clone(&go_on), signalled: Notify::new() };
-        tokio::spawn(guest(agent));
-        let (sandbox, root) = boot(dir.path()).await;
-        let (container, streams) = sandbox.create_container(container()).await.unwrap();
+        let dir = stage.sandbox_dir();
+        let agent = Yes { dir: dir.clone(), asked: sender, go_on: Arc::clone(&go_on), signalled: Notify::new() };
+        tokio::spawn(guest(dir, agent, |token| *token.as_bytes()));
+        let sandbox = stage.create(SOON).await.unwrap();
+        let root = RuntimeRoot::open(&stage.runtime()).unwrap();
+        let (container, streams) = sandbox.create_container(container("c")).await.unwrap();
         let shim = Arc::new(Shim::new(Args::sample(), EventQueue::default()));
         *shim.vm.write().await = Some(Vm::around(sandbox, root));
 
@@ -132,7 +126,7 @@ impl Scene {
         task.add_exec(Exec { process, spec: "{}".into() }).unwrap();
         assert!(shim.reserve("c").unwrap().fulfil(Arc::clone(&task)));
         watch::task(&shim, &task).await;
-        Self { dir, shim, task, asked, go_on }
+        Self { stage, shim, task, asked, go_on }
     }
 
     async fn asked(&mut self) -> String {
@@ -151,85 +145,6 @@ impl Scene {
     }
 }
 
-/// A program that waits where a monitor runs a VM.
-async fn boot(dir: &Path) -> (Sandbox, RuntimeRoot) {
-    let monitor = dir.join("vmm");
-    // run --config-fd N --events-fd N --runtime-dir DIR --id ID
-    let script = "#!/bin/bash\nconfig=$(cat <&$3)\ncd \"$7\" || exit 9\nprintf %s \"$config\" >config.new\n\
-                  mv config.new config.json\nexec sleep 600\n";
-    fs::write(&monitor, script).unwrap();
-    fs::set_permissions(&monitor, fs::Permissions::from_mode(0o755)).unwrap();
-    fs::create_dir(dir.join("run")).unwrap();
-    let root = RuntimeRoot::open(&dir.join("run")).unwrap();
-    let config = SandboxConfig {
-        record: SandboxRecord {
-            id: ID.into(),
-            name: "test".into(),
-            image: String::new(),
-            command: Vec::new(),
-            created_s: 0,
-            status: SandboxStatus::Starting,
-            owner_pid: std::process::id(),
-            monitor_pid: 0,
-            vcpus: 1,
-            memory_mib: 128,
-            max_memory_mib: 128,
-            stop_signal: 15,
-            stop_timeout_s: 10,
-        },
-        max_vcpus: 1,
-        root: root.clone(),
-        monitor,
-        kernel: "/kernel".into(),
-        initramfs: "/initramfs".into(),
-        drives: Vec::new(),
-        shared_directory: false,
-        watchdog: false,
-        network: NetworkNamespace::Host,
-        cgroup: None,
-        ready_timeout: SOON,
-    };
-    (Sandbox::create(config, Arc::new(Timeline::default())).await.unwrap(), root)
-}
-
-/// Plays the guest behind the monitor's vsock socket.
-async fn guest(agent: Yes) {
-    let config = loop {
-        match fs::read_to_string(agent.dir.join("config.json")) {
-            Ok(config) => break config,
-            Err(_) => sleep(Duration::from_millis(5)).await,
-        }
-    };
-    let (_, rest) = config.split_once("hull.boot_token=").unwrap();
-    let token: Token = rest[..32].parse().unwrap();
-    let listener = UnixListener::bind(agent.dir.join("v")).unwrap();
-    let sockets = futures::stream::unfold(listener, |listener| async move {
-        let (mut stream, _) = listener.accept().await.unwrap();
-        let mut line = vec![0; format!("CONNECT {AGENT_PORT}\n").len()];
-        stream.read_exact(&mut line).await.unwrap();
-        stream.write_all(b"OK 77\n").await.unwrap();
-        Some((Ok(stream), listener))
-    });
-    let mut ready = UnixStream::connect(agent.dir.join(format!("v_{READY_PORT}"))).await.unwrap();
-    let mut server = Server::new().add_listener(Listener::new(sockets)).register_service(create_agent(Arc::new(agent)));
-    server.start().await.unwrap();
-    ready.write_all(token.as_bytes()).await.unwrap();
-    std::future::pending().await
-}
-
-fn container() -> ContainerConfig {
-    ContainerConfig {
-        id: "c".into(),
-        spec_json: "{}".into(),
-        image_serial: "image".into(),
-        read_only: false,
-        user: String::new(),
-        use_init: false,
-        files: Vec::new(),
-        io: ProcessIo { stdin: false, terminal: None },
-    }
-}
-
 #[tokio::test]
 async fn a_guest_that_does_not_end_what_was_killed_is_ended() {
     let mut scene = Scene::new().await;
@@ -240,7 +155,7 @@ async fn a_guest_that_does_not_end_what_was_killed_is_ended() {
     let request = DeleteRequest { id: "c".into(), ..Default::default() };
     timeout(SOON, delete::delete(Arc::clone(&scene.shim), request)).await.unwrap().unwrap();
     assert!(scene.shim.vm.read().await.is_none());
-    assert_eq!(fs::read_dir(scene.dir.path().join("run")).unwrap().count(), 0, "nothing of the VM is left");
+    scene.stage.assert_nothing_left();
 }
 
 #[tokio::test]
