@@ -115,11 +115,7 @@ impl Stage {
 
 /// Plays the guest behind the monitor's vsock socket in `dir`, until aborted: `agent` is its agent, and says that it is ready with
 /// what `prove` makes of the boot token.
-pub async fn guest(
-    dir: PathBuf,
-    agent: impl Agent + Send + Sync + 'static,
-    prove: impl FnOnce(Token) -> [u8; Token::LENGTH],
-) {
+pub async fn guest(dir: PathBuf, agent: impl Agent + Send + 'static, prove: impl FnOnce(Token) -> [u8; Token::LENGTH]) {
     let token = boot_token(&dir).await;
     let listener = UnixListener::bind(dir.join("v")).unwrap();
     let sockets = futures::stream::unfold(listener, |listener| async move {
